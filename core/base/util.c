@@ -1,0 +1,311 @@
+/* Whole reads and writes, small files, sizes and times as text, clocks. */
+#include "core/base/util.h"
+
+#include <ctype.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <math.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/stat.h>
+#include <time.h>
+
+ssize_t mob_read_full(int fd, void *buffer, size_t bytes)
+{
+    size_t done = 0;
+    while (done < bytes) {
+        ssize_t got = read(fd, (char *)buffer + done, bytes - done);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return -errno;
+        if (got == 0)
+            break;
+        done += (size_t)got;
+    }
+    return (ssize_t)done;
+}
+
+errint_t mob_write_full(int fd, const void *buffer, size_t bytes)
+{
+    size_t done = 0;
+    while (done < bytes) {
+        ssize_t put = write(fd, (const char *)buffer + done, bytes - done);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0)
+            return -errno;
+        if (put == 0)
+            return -EIO;
+        done += (size_t)put;
+    }
+    return 0;
+}
+
+ssize_t mob_pread_full(int fd, void *buffer, size_t bytes, off_t offset)
+{
+    size_t done = 0;
+    while (done < bytes) {
+        ssize_t got = pread(fd, (char *)buffer + done, bytes - done, offset + (off_t)done);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return -errno;
+        if (got == 0)
+            break;
+        done += (size_t)got;
+    }
+    return (ssize_t)done;
+}
+
+errint_t mob_pwrite_full(int fd, const void *buffer, size_t bytes, off_t offset)
+{
+    size_t done = 0;
+    while (done < bytes) {
+        ssize_t put = pwrite(fd, (const char *)buffer + done, bytes - done, offset + (off_t)done);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0)
+            return -errno;
+        if (put == 0)
+            return -EIO;
+        done += (size_t)put;
+    }
+    return 0;
+}
+
+errint_t mob_read_file(int dir_fd, const char *path, size_t limit_bytes, char **content,
+                       size_t *content_bytes)
+{
+    cleanup_fd int fd = openat(dir_fd, path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    size_t capacity = 4096, used = 0;
+    cleanup_free char *buffer = malloc(capacity);
+    if (!buffer)
+        return -ENOMEM;
+    for (;;) {
+        ssize_t got = mob_read_full(fd, buffer + used, capacity - 1 - used);
+        if (got < 0)
+            return (errint_t)got;
+        used += (size_t)got;
+        if (used > limit_bytes)
+            return -EFBIG;
+        if (used < capacity - 1)
+            break;
+        char *larger = realloc(buffer, capacity * 2);
+        if (!larger)
+            return -ENOMEM;
+        buffer = larger;
+        capacity *= 2;
+    }
+    buffer[used] = '\0';
+    *content = steal_pointer(&buffer);
+    if (content_bytes)
+        *content_bytes = used;
+    return 0;
+}
+
+errint_t mob_write_file(int dir_fd, const char *path, const void *content, size_t content_bytes,
+                        mode_t mode)
+{
+    char temporary[PATH_MAX];
+    if (snprintf(temporary, sizeof temporary, "%s.%d.tmp", path, (int)getpid()) >=
+        (int)sizeof temporary)
+        return -ENAMETOOLONG;
+    int fd = openat(dir_fd, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+    if (fd < 0)
+        return -errno;
+    errint_t error = mob_write_full(fd, content, content_bytes);
+    if (!error && fchmod(fd, mode))
+        error = -errno;
+    if (close(fd) && !error)
+        error = -errno;
+    if (!error && renameat(dir_fd, temporary, dir_fd, path))
+        error = -errno;
+    if (error)
+        unlinkat(dir_fd, temporary, 0);
+    return error;
+}
+
+errint_t mob_make_directories(const char *path, mode_t mode)
+{
+    char partial[PATH_MAX];
+    if (snprintf(partial, sizeof partial, "%s", path) >= (int)sizeof partial)
+        return -ENAMETOOLONG;
+    for (char *slash = partial + 1; *slash; slash++) {
+        if (*slash != '/')
+            continue;
+        *slash = '\0';
+        if (mkdir(partial, mode) && errno != EEXIST)
+            return -errno;
+        *slash = '/';
+    }
+    if (mkdir(partial, mode) && errno != EEXIST)
+        return -errno;
+    struct stat st;
+    if (stat(partial, &st))
+        return -errno;
+    return S_ISDIR(st.st_mode) ? 0 : -ENOTDIR;
+}
+
+/* A non-negative decimal number with an optional fraction. Signs, hex, inf and nan, which strtod
+ * would take, are refused. */
+static bool parse_number(const char **text, double *value)
+{
+    const char *cursor = *text;
+    while (isspace((unsigned char)*cursor))
+        cursor++;
+    if (!isdigit((unsigned char)*cursor))
+        return false;
+    const char *start = cursor;
+    while (isdigit((unsigned char)*cursor))
+        cursor++;
+    if (*cursor == '.')
+        for (cursor++; isdigit((unsigned char)*cursor);)
+            cursor++;
+    char digits[64];
+    size_t length = (size_t)(cursor - start);
+    if (length >= sizeof digits)
+        return false;
+    memcpy(digits, start, length);
+    digits[length] = '\0';
+    *value = strtod(digits, NULL);
+    while (isspace((unsigned char)*cursor))
+        cursor++;
+    *text = cursor;
+    return true;
+}
+
+errint_t mob_parse_size(const char *text, uint64_t whole_bytes, uint64_t *bytes,
+                        struct mob_error *err)
+{
+    static const char units[] = "kmgtp";
+    const char *cursor = text;
+    double value;
+    if (!parse_number(&cursor, &value))
+        goto invalid;
+    if (!strcmp(cursor, "%")) {
+        if (value > 100)
+            goto invalid;
+        *bytes = (uint64_t)((double)whole_bytes * value / 100);
+        return 0;
+    }
+    double scale = 1;
+    const char *unit = *cursor ? strchr(units, tolower((unsigned char)*cursor)) : NULL;
+    if (unit) {
+        scale = pow(1024, (double)(unit - units + 1));
+        cursor++;
+        if (*cursor == 'i')
+            cursor++;
+    }
+    if (*cursor == 'B' || *cursor == 'b')
+        cursor++;
+    if (*cursor || value * scale >= 9.2e18)
+        goto invalid;
+    *bytes = (uint64_t)(value * scale);
+    return 0;
+invalid:
+    return mob_error_set(err, -EINVAL, "'%s' is no size: expected a number with K, M, G, T or %%",
+                         text);
+}
+
+errint_t mob_parse_duration(const char *text, uint64_t *ns, struct mob_error *err)
+{
+    static const struct {
+        const char *unit;
+        double ns;
+    } units[] = {{"", 1e9},   {"s", 1e9},      {"ms", 1e6}, {"us", 1e3},
+                 {"m", 60e9}, {"min", 60e9},   {"h", 3600e9}, {"d", 86400e9}};
+    const char *cursor = text;
+    double value;
+    if (parse_number(&cursor, &value))
+        for (size_t i = 0; i < MOB_ARRAY_LENGTH(units); i++)
+            if (!strcmp(cursor, units[i].unit) && value * units[i].ns < 9.2e18) {
+                *ns = (uint64_t)(value * units[i].ns);
+                return 0;
+            }
+    return mob_error_set(err, -EINVAL,
+                         "'%s' is no duration: expected a number with ms, s, m, h or d", text);
+}
+
+char *mob_format_size(uint64_t bytes, char out[32])
+{
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+    double value = (double)bytes;
+    size_t unit = 0;
+    for (; value >= 1024 && unit + 1 < MOB_ARRAY_LENGTH(units); unit++)
+        value /= 1024;
+    snprintf(out, 32, unit ? "%.1f %s" : "%.0f %s", value, units[unit]);
+    return out;
+}
+
+char *mob_format_duration(uint64_t ns, char out[32])
+{
+    double seconds = (double)ns / 1e9;
+    if (seconds < 1)
+        snprintf(out, 32, "%.0f ms", seconds * 1e3);
+    else if (seconds < 60)
+        snprintf(out, 32, "%.1f s", seconds);
+    else if (seconds < 3600)
+        snprintf(out, 32, "%d min %02d s", (int)(seconds / 60), (int)seconds % 60);
+    else
+        snprintf(out, 32, "%d h %02d min", (int)(seconds / 3600), (int)(seconds / 60) % 60);
+    return out;
+}
+
+static uint64_t read_clock(clockid_t which)
+{
+    struct timespec now;
+    clock_gettime(which, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+uint64_t mob_monotonic_ns(void)
+{
+    return read_clock(CLOCK_MONOTONIC);
+}
+
+uint64_t mob_realtime_ns(void)
+{
+    return read_clock(CLOCK_REALTIME);
+}
+
+bool mob_is_utf8(const char *text, size_t bytes)
+{
+    const unsigned char *cursor = (const unsigned char *)text, *end = cursor + bytes;
+    while (cursor < end) {
+        unsigned first = *cursor++;
+        if (first == 0)
+            return false;
+        if (first < 0x80)
+            continue;
+        int more = first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
+        if (first < 0xc2 || first > 0xf4 || end - cursor < more)
+            return false;
+        uint32_t code = first & (0x3fu >> more);
+        for (int i = 0; i < more; i++, cursor++) {
+            if ((*cursor & 0xc0) != 0x80)
+                return false;
+            code = code << 6 | (*cursor & 0x3f);
+        }
+        if ((more == 2 && code < 0x800) || (more == 3 && code < 0x10000) || code > 0x10ffff ||
+            (code >= 0xd800 && code <= 0xdfff))
+            return false;
+    }
+    return true;
+}
+
+static uint64_t system_now(void *context)
+{
+    (void)context;
+    return mob_monotonic_ns();
+}
+
+static uint64_t system_wall(void *context)
+{
+    (void)context;
+    return mob_realtime_ns();
+}
+
+const struct mob_clock mob_system_clock = {system_now, system_wall, NULL};

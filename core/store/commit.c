@@ -1,0 +1,308 @@
+/* The commit: a staged file becomes an object, and its name a link to it, in one transaction. */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include "core/store/store_internal.h"
+
+/* A list of references may be the content of an object of any length; this bounds a mistake. */
+#define REFS_CONTENT_LIMIT ((size_t)256 << 20)
+
+/* --- an object's records --- */
+
+static errint_t fill(const struct object_write *write, void *place)
+{
+    size_t bytes = write->object->size;
+    if (write->content || !bytes) {
+        if (bytes)
+            memcpy(place, write->content, bytes);
+        return 0;
+    }
+    ssize_t got = mob_pread_full(write->fd, place, bytes, 0);
+    if (got < 0)
+        return (errint_t)got;
+    return (size_t)got == bytes ? 0 : -EIO;
+}
+
+errint_t object_write(struct store *store, MDB_txn *txn, const struct object_write *write)
+{
+    const struct object *object = write->object;
+    struct meta *meta = &store->meta;
+    bool embedded = object->flags & OBJECT_EMBEDDED;
+    void *place;
+    struct object_record record = {
+        .version = 1,
+        .tier = object->tier,
+        .flags = (uint8_t)((write->ref_count ? RECORD_HAS_REFS : 0) |
+                           (write->xattrs_bytes ? RECORD_HAS_XATTRS : 0) |
+                           (embedded ? RECORD_EMBEDDED : 0)),
+        .mode = object->mode,
+        .uid = object->uid,
+        .gid = object->gid,
+        .size = object->size,
+        .mtime_ns = object->mtime_ns,
+        .file = object->file,
+    };
+    memcpy(record.id, object->id.bytes, sizeof record.id);
+    errint_t error = meta_reserve(meta, txn, META_OBJECTS, object->number,
+                                  sizeof record + (embedded ? object->size : 0), &place);
+    if (!error) {
+        memcpy(place, &record, sizeof record);
+        if (embedded)
+            error = fill(write, (char *)place + sizeof record);
+    }
+    if (!error && object->tier == TIER_INLINE && !embedded) {
+        error = meta_reserve(meta, txn, META_INLINE, object->number, object->size, &place);
+        if (!error)
+            error = fill(write, place);
+    }
+    if (!error && write->ref_count)
+        error = meta_put_number(meta, txn, META_REFS, object->number, write->refs,
+                                write->ref_count * sizeof *write->refs);
+    if (!error && write->xattrs_bytes)
+        error = meta_put_number(meta, txn, META_XATTRS, object->number, write->xattrs,
+                                write->xattrs_bytes);
+    return error;
+}
+
+/* --- the commit of a staged file; its lock is held --- */
+
+struct commit {
+    struct store *store;
+    struct staged *staged;
+    struct object object;
+    struct mob_id *refs; /* read from the content, held here */
+    size_t ref_count;
+    char *xattrs;
+    size_t xattrs_bytes;
+};
+
+static errint_t refs_of_content(struct store *store, struct staged *staged, struct mob_id **refs,
+                                size_t *count, struct mob_error *err)
+{
+    cleanup_free char *content = NULL;
+    size_t bytes;
+    errint_t error = staged_content_of(staged, REFS_CONTENT_LIMIT, &content, &bytes);
+    if (error == -EFBIG)
+        return mob_error_set_at(err, -EINVAL, 0, 0, XATTR_REFS, "the list of IDs is too long");
+    if (!error)
+        error = refs_parse(content, bytes, refs, count, err);
+    if (error)
+        return error;
+    error = refs_hold(store, *refs, *count, err);
+    if (error) {
+        free(*refs);
+        *refs = NULL;
+        *count = 0;
+    }
+    return error;
+}
+
+static errint_t prepare(struct commit *commit, struct mob_error *err)
+{
+    struct store *store = commit->store;
+    struct staged *staged = commit->staged;
+    struct object *object = &commit->object;
+    struct stat info;
+    if (store->passthrough && data_has_writers(staged->fd))
+        return -EBUSY;
+    if (fstat(staged->fd, &info) < 0)
+        return mob_error_set(err, -errno, "fstat: %s", strerror(errno));
+    staged_settle(store, staged);
+    errint_t error = xattr_without_own(staged->xattrs, staged->xattrs_bytes, &commit->xattrs,
+                                       &commit->xattrs_bytes);
+    if (!error && staged->refs_from_content)
+        error = refs_of_content(store, staged, &commit->refs, &commit->ref_count, err);
+    if (!error)
+        error = mob_id_new(store->owner, 0, &object->id);
+    if (error)
+        return error;
+    bool in_line = (uint64_t)info.st_size <= store->inline_bytes;
+    size_t ref_count = staged->ref_count + commit->ref_count;
+    object->size = (uint64_t)info.st_size;
+    object->mtime_ns = store_wall_ns(store);
+    object->file = in_line ? 0 : staged->file;
+    object->links = 1;
+    object->state = OBJECT_READY;
+    object->tier = in_line ? TIER_INLINE : TIER_MEMORY;
+    object->flags = (uint8_t)(OBJECT_HIDDEN | (ref_count ? OBJECT_HAS_REFS : 0) |
+                              (commit->xattrs_bytes ? OBJECT_HAS_XATTRS : 0) |
+                              (in_line && object->size <= META_EMBEDDED_BYTES ? OBJECT_EMBEDDED
+                                                                              : 0));
+    return 0;
+}
+
+/* What can change until the writer lock is held. */
+static errint_t take_name(struct commit *commit, struct name_record *name)
+{
+    const struct staged *staged = commit->staged;
+    if (staged->gone || staged->unlinked)
+        return -ENOENT;
+    commit->object.mode = staged->mode & 0555;
+    commit->object.uid = staged->uid;
+    commit->object.gid = staged->gid;
+    *name = (struct name_record){
+        .type = NAME_OBJECT,
+        .uid = staged->uid,
+        .gid = staged->gid,
+        .number = commit->object.number,
+        .mtime_ns = commit->object.mtime_ns,
+        .staged = staged->number,
+        .target = commit->object.id,
+        .name = staged->name,
+        .name_bytes = staged->name_bytes,
+    };
+    return 0;
+}
+
+static errint_t write_records(struct commit *commit, const struct name_record *name)
+{
+    struct store *store = commit->store;
+    const struct staged *staged = commit->staged;
+    MDB_txn *txn;
+    struct object_write write = {
+        .object = &commit->object,
+        .fd = staged->fd,
+        .refs = staged->refs_from_content ? commit->refs : staged->refs,
+        .ref_count = staged->refs_from_content ? commit->ref_count : staged->ref_count,
+        .xattrs = commit->xattrs,
+        .xattrs_bytes = commit->xattrs_bytes,
+    };
+    errint_t error = meta_begin(&store->meta, &txn);
+    if (error)
+        return error;
+    error = object_write(store, txn, &write);
+    if (!error)
+        error = name_record_put(&store->meta, txn, staged->parent, staged->key, name);
+    if (!error && staged->xattrs_bytes)
+        error = meta_delete_number(&store->meta, txn, META_XATTRS, staged->number);
+    if (error) {
+        mdb_txn_abort(txn);
+        return error;
+    }
+    return meta_commit(txn);
+}
+
+static errint_t commit_locked(struct commit *commit)
+{
+    struct store *store = commit->store;
+    struct staged *staged = commit->staged;
+    struct object taken;
+    struct name_record name;
+    /* Numbered here, so that records are added in ascending order. */
+    errint_t error = store_new_number_locked(store, &commit->object.number);
+    if (!error)
+        error = take_name(commit, &name);
+    if (!error)
+        error = table_insert(&store->table, &commit->object);
+    if (error)
+        return error;
+    error = write_records(commit, &name);
+    if (error) {
+        table_take(&store->table, commit->object.number, false, &taken);
+        return error;
+    }
+    /* The object is found before the name is seen as a link: until it leaves the table of staged
+     * files, that is what the name is. */
+    table_reveal(&store->table, commit->object.number);
+    store_count_object(store, &commit->object, 1);
+    atomic_fetch_add(&store->names, 1);
+    atomic_fetch_add(&store->commits, 1);
+    staged->keeps_file = commit->object.tier == TIER_INLINE;
+    staged->ref_count = 0; /* the object holds them now */
+    staged->xattrs_bytes = 0;
+    staged_committed_locked(store, staged, &commit->object.id, commit->object.number);
+    return 0;
+}
+
+static errint_t commit_staged(struct store *store, struct staged *staged, struct mob_id *id,
+                              uint64_t *object_number, struct mob_error *err)
+{
+    struct commit commit = {.store = store, .staged = staged};
+    if (staged->committed) {
+        *id = staged->id;
+        if (object_number)
+            *object_number = staged->object_number;
+        return 0;
+    }
+    if (staged->root != NAMES_STAGING)
+        return mob_error_set(err, -EINVAL, "only files in staging/ become objects");
+    errint_t error = prepare(&commit, err);
+    if (!error) {
+        store_write_lock(store);
+        error = commit_locked(&commit);
+        store_write_unlock(store);
+        if (error)
+            mob_error_set(err, error, "the object can't be recorded: %s", strerror(-error));
+    }
+    if (error)
+        refs_drop(store, commit.refs, commit.ref_count);
+    free(commit.refs);
+    free(commit.xattrs);
+    if (error)
+        return error;
+    *id = commit.object.id;
+    if (object_number)
+        *object_number = commit.object.number;
+    return 0;
+}
+
+errint_t staged_commit(struct store *store, uint64_t number, struct mob_id *id,
+                       uint64_t *object_number, struct mob_error *err)
+{
+    struct staged *staged = staged_get(store, number);
+    if (!staged)
+        return mob_error_set(err, -ENOENT, "there is no such staged file");
+    pthread_mutex_lock(&staged->lock);
+    errint_t error = commit_staged(store, staged, id, object_number, err);
+    pthread_mutex_unlock(&staged->lock);
+    staged_put(store, staged);
+    objects_settle(store);
+    return error;
+}
+
+/* --- would it succeed? --- */
+
+static errint_t check_room(struct store *store, uint64_t bytes)
+{
+    struct statvfs info;
+    if (fstatvfs(store->lock_fd, &info) < 0)
+        return -errno;
+    uint64_t blocks = geteuid() == 0 ? info.f_bfree : info.f_bavail;
+    return blocks < (bytes + 65536) / info.f_frsize + 1 ? -ENOSPC : 0;
+}
+
+static errint_t check_staged(struct store *store, struct staged *staged, struct mob_error *err)
+{
+    struct stat info;
+    if (staged->committed)
+        return 0;
+    if (fstat(staged->fd, &info) < 0)
+        return mob_error_set(err, -errno, "fstat: %s", strerror(errno));
+    bool in_line = (uint64_t)info.st_size <= store->inline_bytes;
+    errint_t error = check_room(store, in_line ? (uint64_t)info.st_size : 0);
+    if (error)
+        return mob_error_set(err, error, "no room for the object in %s", store->state_dir);
+    if (!staged->refs_from_content)
+        return 0;
+    struct mob_id *refs = NULL;
+    size_t count = 0;
+    error = refs_of_content(store, staged, &refs, &count, err);
+    refs_drop(store, refs, count);
+    free(refs);
+    return error;
+}
+
+errint_t staged_check(struct store *store, uint64_t number, struct mob_error *err)
+{
+    struct staged *staged = staged_get(store, number);
+    if (!staged)
+        return mob_error_set(err, -ENOENT, "there is no such staged file");
+    pthread_mutex_lock(&staged->lock);
+    errint_t error = check_staged(store, staged, err);
+    pthread_mutex_unlock(&staged->lock);
+    staged_put(store, staged);
+    objects_settle(store);
+    return error;
+}

@@ -1,0 +1,164 @@
+/* The LMDB environment of a store and its records.
+ *
+ * Tables (keys big-endian, so that they sort as numbers):
+ *   state     text            what the store is: version, owner, secret, number counter
+ *   objects   number          struct object_record, followed by the content of very small objects
+ *   inline    number          content of the other inline objects
+ *   names     directory, key  struct name_record, then the name
+ *   symlinks  number          text of a plain symbolic link
+ *   refs      number          IDs that an object holds
+ *   xattrs    number          attributes of an object or of a staged file
+ *   sums      number          SHA-256 of an object
+ *   jobs, job_data            belong to the user of the store
+ *
+ * Whatever is read is checked by the one decode function of its kind before anything else sees it.
+ *
+ * One write transaction at a time, begun with the store's write lock held. Read transactions are
+ * pooled: a renewed one costs well under a microsecond. */
+#ifndef MOBULA_CORE_STORE_META_H
+#define MOBULA_CORE_STORE_META_H
+
+#include <lmdb.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "core/base/error.h"
+#include "core/base/id.h"
+#include "core/store/names.h"
+
+enum meta_table {
+    META_STATE,
+    META_OBJECTS,
+    META_INLINE,
+    META_NAMES,
+    META_SYMLINKS,
+    META_REFS,
+    META_XATTRS,
+    META_SUMS,
+    META_JOBS,
+    META_JOB_DATA,
+    META_TABLE_COUNT
+};
+
+enum { META_READERS = 96, META_SECRET_BYTES = 192 };
+
+struct meta_reader {
+    atomic_bool busy;
+    MDB_txn *txn;
+    MDB_cursor *names;
+};
+
+struct meta {
+    MDB_env *env;
+    MDB_dbi tables[META_TABLE_COUNT];
+    struct meta_reader readers[META_READERS];
+    bool map_writes;
+    int data_fd;              /* of data.mdb, with map_writes */
+    uint64_t page_bytes;
+    uint64_t allocated_bytes; /* of data.mdb are sure to be there, with map_writes */
+};
+
+/* Opens or makes the environment in the directory `path`. */
+MOB_MUST_CHECK errint_t meta_open(struct meta *meta, const char *path, bool map_writes,
+                                  struct mob_error *err);
+void meta_close(struct meta *meta);
+
+/* LMDB's code as a negative errno. Damage and unexpected codes become -EIO and are logged with `what`. */
+errint_t meta_error(int code, const char *what);
+
+/* Begins the write transaction; the store's write lock is held. */
+MOB_MUST_CHECK errint_t meta_begin(struct meta *meta, MDB_txn **txn);
+/* Commits, or aborts on failure: either way the transaction is gone. */
+MOB_MUST_CHECK errint_t meta_commit(MDB_txn *txn);
+
+MOB_MUST_CHECK errint_t meta_read_begin(struct meta *meta, struct meta_reader **reader);
+void meta_read_end(struct meta_reader *reader);
+
+MOB_MUST_CHECK errint_t meta_put(struct meta *meta, MDB_txn *txn, enum meta_table table,
+                                 const void *key, size_t key_bytes, const void *value,
+                                 size_t value_bytes);
+/* Makes room for a value and gives the place to write it; valid until the next change in `txn`. */
+MOB_MUST_CHECK errint_t meta_reserve(struct meta *meta, MDB_txn *txn, enum meta_table table,
+                                     uint64_t number, size_t value_bytes, void **place);
+/* -ENOENT (not logged) where there is none. */
+MOB_MUST_CHECK errint_t meta_get(struct meta *meta, MDB_txn *txn, enum meta_table table,
+                                 const void *key, size_t key_bytes, const void **value,
+                                 size_t *value_bytes);
+/* 0 as well if there was none. */
+MOB_MUST_CHECK errint_t meta_delete(struct meta *meta, MDB_txn *txn, enum meta_table table,
+                                    const void *key, size_t key_bytes);
+MOB_MUST_CHECK errint_t meta_put_number(struct meta *meta, MDB_txn *txn, enum meta_table table,
+                                        uint64_t number, const void *value, size_t value_bytes);
+MOB_MUST_CHECK errint_t meta_get_number(struct meta *meta, MDB_txn *txn, enum meta_table table,
+                                        uint64_t number, const void **value, size_t *value_bytes);
+MOB_MUST_CHECK errint_t meta_delete_number(struct meta *meta, MDB_txn *txn, enum meta_table table,
+                                           uint64_t number);
+
+/* --- objects --- */
+
+enum { RECORD_HAS_REFS = 1, RECORD_HAS_XATTRS = 2, RECORD_EMBEDDED = 4 };
+/* Inline objects up to this size share the page of their record: one B-tree less to change. */
+#define META_EMBEDDED_BYTES 1536u
+
+struct object_record {
+    uint8_t version, tier, flags, zero;
+    uint32_t mode;
+    uint8_t id[MOB_ID_BYTES];
+    uint32_t uid, gid, zero2;
+    uint64_t size, mtime_ns, file;
+};
+
+/* False (and logged) for a record that is not well-formed. *content: the embedded content, or NULL. */
+bool object_record_decode(const MDB_val *key, const MDB_val *value, uint64_t *number,
+                          struct object_record *record, const void **content);
+
+/* --- names --- */
+
+struct name_key {
+    uint8_t parent[8], key[8];
+};
+/* Keys are 61 bits of a hash, plus a little for names whose hashes are the same. */
+enum { NAME_HASH_BITS = 61, NAME_PROBES = 4 };
+
+struct name_record {
+    enum name_type type; /* never NAME_STAGED */
+    mode_t mode;
+    uid_t uid;
+    gid_t gid;
+    uint64_t number;
+    uint64_t mtime_ns;
+    uint64_t set_ns; /* directories: when mtime_ns was set by hand, else 0 */
+    uint64_t staged; /* the staged file it has come from, or 0 */
+    struct mob_id target;
+    const char *name;
+    size_t name_bytes;
+};
+
+struct name_key name_key_make(uint64_t parent, uint64_t key);
+MOB_MUST_CHECK errint_t name_record_put(struct meta *meta, MDB_txn *txn, uint64_t parent,
+                                        uint64_t key, const struct name_record *record);
+/* `record` points into the transaction's memory. */
+bool name_record_decode(const MDB_val *key, const MDB_val *value, uint64_t *parent,
+                        uint64_t *position, struct name_record *record);
+
+/* --- lists of IDs --- */
+
+/* False (and logged) if `value` isn't a list of whole IDs. */
+bool refs_decode(uint64_t number, const void *value, size_t value_bytes, const struct mob_id **ids,
+                 size_t *count);
+
+static inline uint64_t meta_load_be(const uint8_t bytes[8])
+{
+    uint64_t value;
+    __builtin_memcpy(&value, bytes, 8);
+    return __builtin_bswap64(value);
+}
+static inline void meta_store_be(uint8_t bytes[8], uint64_t value)
+{
+    value = __builtin_bswap64(value);
+    __builtin_memcpy(bytes, &value, 8);
+}
+
+#endif

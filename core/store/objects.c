@@ -1,0 +1,319 @@
+/* Objects: looking them up, listing them, reading them. */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <openssl/evp.h>
+
+#include "core/store/store_internal.h"
+
+void object_to_info(const struct object *object, struct object_info *out)
+{
+    *out = (struct object_info){
+        .id = object->id,
+        .number = object->number,
+        .size = object->size,
+        .mtime_ns = object->mtime_ns,
+        .file = object->file,
+        .links = object->links,
+        .opens = object->opens,
+        .uid = object->uid,
+        .gid = object->gid,
+        .mode = S_IFREG | object->mode,
+        .state = (enum object_state)object->state,
+        .tier = (enum object_tier)object->tier,
+        .failure = object->state == OBJECT_FAILED ? object->failure->code : 0,
+    };
+}
+
+errint_t store_find(struct store *store, const struct mob_id *id, struct object_info *out)
+{
+    struct table_shard *shard;
+    const struct object *object = table_lock_id(&store->table, id, &shard);
+    if (!object)
+        return -ENOENT;
+    object_to_info(object, out);
+    table_unlock(shard);
+    return 0;
+}
+
+errint_t store_info(struct store *store, uint64_t number, struct object_info *out)
+{
+    struct table_shard *shard;
+    const struct object *object = table_lock_number(&store->table, number, &shard);
+    if (!object)
+        return -ENOENT;
+    object_to_info(object, out);
+    table_unlock(shard);
+    return 0;
+}
+
+/* --- listing --- */
+
+struct listing {
+    struct object_info *out;
+    uint64_t *cursors;
+    size_t count, limit;
+};
+
+static bool list_one(void *argument, const struct object *object, uint64_t next)
+{
+    struct listing *listing = argument;
+    if (object->state != OBJECT_READY)
+        return true;
+    object_to_info(object, &listing->out[listing->count]);
+    if (listing->cursors)
+        listing->cursors[listing->count] = next;
+    return ++listing->count < listing->limit;
+}
+
+size_t store_list(struct store *store, uint64_t *cursor, struct object_info *out, size_t count)
+{
+    struct listing listing = {.out = out, .limit = count};
+    if (count)
+        table_walk(&store->table, cursor, list_one, &listing);
+    return listing.count;
+}
+
+size_t store_list_cursors(struct store *store, uint64_t cursor, struct object_info *out,
+                          uint64_t *cursors, size_t count)
+{
+    struct listing listing = {.out = out, .cursors = cursors, .limit = count};
+    if (count)
+        table_walk(&store->table, &cursor, list_one, &listing);
+    return listing.count;
+}
+
+/* --- content --- */
+
+struct content {
+    uint64_t size, file;
+    bool embedded;
+};
+
+static errint_t content_of(struct store *store, uint64_t number, struct content *out)
+{
+    struct table_shard *shard;
+    const struct object *object = table_lock_number(&store->table, number, &shard);
+    if (!object)
+        return -ENOENT;
+    errint_t error = 0;
+    if (object->state == OBJECT_PENDING)
+        error = -EAGAIN;
+    else if (object->state == OBJECT_FAILED)
+        error = object->failure->code;
+    *out = (struct content){object->size, object->file, object->flags & OBJECT_EMBEDDED};
+    table_unlock(shard);
+    return error;
+}
+
+static ssize_t read_inline(struct store *store, uint64_t number, const struct content *content,
+                           void *buffer, size_t bytes, uint64_t offset)
+{
+    struct meta_reader *reader;
+    if (offset >= content->size)
+        return 0;
+    errint_t error = meta_read_begin(&store->meta, &reader);
+    if (error)
+        return error;
+    const void *value;
+    size_t value_bytes;
+    error = meta_get_number(&store->meta, reader->txn,
+                            content->embedded ? META_OBJECTS : META_INLINE, number, &value,
+                            &value_bytes);
+    size_t skip = content->embedded ? sizeof(struct object_record) : 0;
+    if (!error && value_bytes != content->size + skip) {
+        mob_log_error("store: the content of object %llu is damaged", (unsigned long long)number);
+        error = -EIO;
+    }
+    if (!error) {
+        if (bytes > content->size - offset)
+            bytes = content->size - offset;
+        memcpy(buffer, (const char *)value + skip + offset, bytes);
+    }
+    meta_read_end(reader);
+    return error ? error : (ssize_t)bytes;
+}
+
+ssize_t store_read_inline(struct store *store, uint64_t number, void *buffer, size_t bytes,
+                          uint64_t offset)
+{
+    struct content content;
+    errint_t error = content_of(store, number, &content);
+    if (error)
+        return error == -ENOENT ? -ENOENT : -EINVAL;
+    if (content.file)
+        return -EINVAL;
+    return read_inline(store, number, &content, buffer, bytes, offset);
+}
+
+int store_open_file(struct store *store, uint64_t file)
+{
+    if (!file || file >= STORE_NUMBER_LIMIT)
+        return -EINVAL;
+    return data_open(store, file, O_RDONLY);
+}
+
+static errint_t read_content(struct store *store, uint64_t number, const struct content *content,
+                             char *buffer)
+{
+    ssize_t got;
+    if (content->file) {
+        cleanup_fd int fd = store_open_file(store, content->file);
+        if (fd < 0)
+            return fd;
+        got = mob_pread_full(fd, buffer, content->size, 0);
+    } else {
+        got = read_inline(store, number, content, buffer, content->size, 0);
+    }
+    if (got < 0)
+        return (errint_t)got;
+    return (uint64_t)got == content->size ? 0 : -EIO;
+}
+
+errint_t store_read_all(struct store *store, const struct mob_id *id, size_t limit, char **out,
+                        size_t *bytes)
+{
+    struct object_info info;
+    struct content content;
+    errint_t error = store_find(store, id, &info);
+    if (!error)
+        error = store_opened(store, info.number);
+    if (error)
+        return error;
+    char *buffer = NULL;
+    error = content_of(store, info.number, &content);
+    if (!error && content.size > limit)
+        error = -EFBIG;
+    if (!error && !(buffer = malloc(content.size + 1)))
+        error = -ENOMEM;
+    if (!error)
+        error = read_content(store, info.number, &content, buffer);
+    store_open_dropped(store, info.number);
+    if (error) {
+        free(buffer);
+        return error;
+    }
+    buffer[content.size] = '\0';
+    *out = buffer;
+    *bytes = content.size;
+    return 0;
+}
+
+errint_t store_failure(struct store *store, uint64_t number, char **sentence)
+{
+    struct table_shard *shard;
+    const struct object *object = table_lock_number(&store->table, number, &shard);
+    if (!object)
+        return -ENOENT;
+    errint_t error = object->state == OBJECT_FAILED ? 0 : -ENOENT;
+    if (!error && !(*sentence = strdup(object->failure->sentence)))
+        error = -ENOMEM;
+    table_unlock(shard);
+    return error;
+}
+
+/* --- SHA-256 --- */
+
+static errint_t digest_file(struct store *store, uint64_t file, EVP_MD_CTX *context)
+{
+    enum { STEP = 1 << 20 };
+    cleanup_free char *buffer = malloc(STEP);
+    cleanup_fd int fd = store_open_file(store, file);
+    if (!buffer)
+        return -ENOMEM;
+    if (fd < 0)
+        return fd;
+    off_t offset = 0;
+    for (;;) {
+        ssize_t got = mob_pread_full(fd, buffer, STEP, offset);
+        if (got < 0)
+            return (errint_t)got;
+        if (!EVP_DigestUpdate(context, buffer, (size_t)got))
+            return -EIO;
+        if (got < STEP)
+            return 0;
+        offset += got;
+    }
+}
+
+static errint_t digest(struct store *store, uint64_t number, const struct content *content,
+                       uint8_t sum[32])
+{
+    EVP_MD_CTX *context = EVP_MD_CTX_new();
+    if (!context)
+        return -ENOMEM;
+    errint_t error = EVP_DigestInit_ex(context, EVP_sha256(), NULL) ? 0 : -EIO;
+    if (!error && content->file) {
+        error = digest_file(store, content->file, context);
+    } else if (!error) {
+        cleanup_free char *buffer = malloc(content->size + 1);
+        error = buffer ? read_content(store, number, content, buffer) : -ENOMEM;
+        if (!error && !EVP_DigestUpdate(context, buffer, content->size))
+            error = -EIO;
+    }
+    if (!error && !EVP_DigestFinal_ex(context, sum, NULL))
+        error = -EIO;
+    EVP_MD_CTX_free(context);
+    return error;
+}
+
+static errint_t kept_sum(struct store *store, uint64_t number, uint8_t sum[32])
+{
+    struct meta_reader *reader;
+    const void *value;
+    size_t bytes;
+    errint_t error = meta_read_begin(&store->meta, &reader);
+    if (error)
+        return error;
+    error = meta_get_number(&store->meta, reader->txn, META_SUMS, number, &value, &bytes);
+    if (!error && bytes == 32)
+        memcpy(sum, value, 32);
+    else if (!error)
+        error = -ENOENT;
+    meta_read_end(reader);
+    return error;
+}
+
+/* That the sum can't be kept (no room) is no reason not to tell it. The object can't go meanwhile: the
+ * caller has it open. */
+static void keep_sum(struct store *store, uint64_t number, const uint8_t sum[32])
+{
+    MDB_txn *txn;
+    store_write_lock(store);
+    errint_t error = meta_begin(&store->meta, &txn);
+    if (!error) {
+        error = meta_put_number(&store->meta, txn, META_SUMS, number, sum, 32);
+        if (error)
+            mdb_txn_abort(txn);
+        else
+            error = meta_commit(txn);
+    }
+    store_write_unlock(store);
+    struct table_shard *shard;
+    struct object *object = error ? NULL : table_lock_number(&store->table, number, &shard);
+    if (object) {
+        object->flags |= OBJECT_HAS_SUM;
+        table_unlock(shard);
+    }
+}
+
+errint_t store_sha256(struct store *store, uint64_t number, char out[65])
+{
+    uint8_t sum[32];
+    struct content content;
+    errint_t error = store_opened(store, number);
+    if (error)
+        return error;
+    error = content_of(store, number, &content);
+    if (!error)
+        error = kept_sum(store, number, sum);
+    if (error == -ENOENT) {
+        error = digest(store, number, &content, sum);
+        if (!error)
+            keep_sum(store, number, sum);
+    }
+    store_open_dropped(store, number);
+    for (int i = 0; i < 32 && !error; i++)
+        snprintf(out + (size_t)2 * (size_t)i, 3, "%02x", sum[i]);
+    return error;
+}

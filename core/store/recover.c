@@ -1,0 +1,771 @@
+/* Recovery: what a dead server left, taken up by the next.
+ *
+ * Objects first, then names and lists of IDs, which give the objects' links; then staged files; then data
+ * files that nothing names are swept. A link to an object that isn't there may be to one that a job
+ * makes again (pending and failed objects are not on disk): such links are noted by ID, and those left at
+ * store_collect() are removed. */
+#include <dirent.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "core/store/store_internal.h"
+
+/* --- data files that are there --- */
+
+struct data_files {
+    uint64_t *files; /* ascending */
+    bool *named;
+    size_t count, capacity;
+};
+
+static int compare_numbers(const void *a, const void *b)
+{
+    const uint64_t *x = a, *y = b;
+    return *x < *y ? -1 : *x > *y;
+}
+
+static bool data_name_parse(const char *name, uint64_t *file)
+{
+    uint64_t value = 0;
+    if (strlen(name) != DATA_NAME_BYTES - 1)
+        return false;
+    for (int i = 0; i < DATA_NAME_BYTES - 1; i++) {
+        char c = name[i];
+        if (!(c >= '0' && c <= '9') && !(c >= 'a' && c <= 'f'))
+            return false;
+        value = value << 4 | (uint64_t)(c <= '9' ? c - '0' : c - 'a' + 10);
+    }
+    *file = value;
+    return value >= NAMES_FIRST_FREE_NUMBER && value < STORE_NUMBER_LIMIT;
+}
+
+static errint_t add_file(struct data_files *files, uint64_t file)
+{
+    if (files->count == files->capacity) {
+        size_t capacity = files->capacity ? files->capacity * 2 : 256;
+        uint64_t *grown = realloc(files->files, capacity * sizeof *grown);
+        if (!grown)
+            return -ENOMEM;
+        files->files = grown;
+        files->capacity = capacity;
+    }
+    files->files[files->count++] = file;
+    return 0;
+}
+
+static errint_t scan_files(struct store *store, struct data_files *files)
+{
+    int fd = openat(store->data_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir)
+        return -errno;
+    errint_t error = 0;
+    const struct dirent *entry;
+    while (!error && (entry = readdir(dir))) {
+        uint64_t file;
+        if (data_name_parse(entry->d_name, &file))
+            error = add_file(files, file);
+        else if (entry->d_name[0] != '.')
+            mob_log_warning("store: data/%s is not mine; it is left alone", entry->d_name);
+    }
+    closedir(dir);
+    if (error)
+        return error;
+    if (files->count)
+        qsort(files->files, files->count, sizeof *files->files, compare_numbers);
+    files->named = calloc(files->count + 1, sizeof *files->named);
+    return files->named ? 0 : -ENOMEM;
+}
+
+/* False: it isn't there, or is somebody else's already. */
+static bool name_file(struct data_files *files, uint64_t file)
+{
+    const uint64_t *found = files->count ? bsearch(&file, files->files, files->count,
+                                                   sizeof file, compare_numbers)
+                                         : NULL;
+    if (!found || files->named[found - files->files])
+        return false;
+    files->named[found - files->files] = true;
+    return true;
+}
+
+/* --- the whole --- */
+
+struct lost_name {
+    uint64_t parent, key;
+    struct mob_id target;
+};
+
+struct recovery {
+    struct store *store;
+    struct data_files files;
+    uint64_t highest;
+    struct mob_id *lost; /* objects whose data file is gone, sorted when all are known */
+    uint64_t *lost_numbers;
+    size_t lost_count, lost_capacity;
+    struct lost_name *names; /* to be removed */
+    size_t name_count, name_capacity;
+    const char *why;
+};
+
+static errint_t add_lost(struct recovery *it, const struct object *object)
+{
+    if (it->lost_count == it->lost_capacity) {
+        size_t capacity = it->lost_capacity ? it->lost_capacity * 2 : 64;
+        struct mob_id *lost = realloc(it->lost, capacity * sizeof *lost);
+        if (lost)
+            it->lost = lost;
+        uint64_t *numbers = realloc(it->lost_numbers, capacity * sizeof *numbers);
+        if (numbers)
+            it->lost_numbers = numbers;
+        if (!lost || !numbers)
+            return -ENOMEM;
+        it->lost_capacity = capacity;
+    }
+    it->lost_numbers[it->lost_count] = object->number;
+    it->lost[it->lost_count++] = object->id;
+    return 0;
+}
+
+static int compare_ids(const void *a, const void *b)
+{
+    return memcmp(a, b, MOB_ID_BYTES);
+}
+
+static bool is_lost(const struct recovery *it, const struct mob_id *id)
+{
+    return it->lost_count && bsearch(id, it->lost, it->lost_count, sizeof *id, compare_ids);
+}
+
+static errint_t add_name(struct recovery *it, uint64_t parent, uint64_t key,
+                         const struct mob_id *target)
+{
+    if (it->name_count == it->name_capacity) {
+        size_t capacity = it->name_capacity ? it->name_capacity * 2 : 64;
+        struct lost_name *names = realloc(it->names, capacity * sizeof *names);
+        if (!names)
+            return -ENOMEM;
+        it->names = names;
+        it->name_capacity = capacity;
+    }
+    it->names[it->name_count++] = (struct lost_name){parent, key, *target};
+    return 0;
+}
+
+/* --- objects --- */
+
+static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_val *value)
+{
+    struct store *store = it->store;
+    struct object_record record;
+    const void *content;
+    struct object object = {.state = OBJECT_READY};
+    if (!object_record_decode(key, value, &object.number, &record, &content))
+        return 0;
+    object.size = record.size;
+    object.mtime_ns = record.mtime_ns;
+    object.file = record.file;
+    object.uid = record.uid;
+    object.gid = record.gid;
+    object.mode = (uint16_t)record.mode;
+    object.tier = record.tier;
+    object.flags = (uint8_t)((record.flags & RECORD_HAS_REFS ? OBJECT_HAS_REFS : 0) |
+                             (record.flags & RECORD_HAS_XATTRS ? OBJECT_HAS_XATTRS : 0) |
+                             (record.flags & RECORD_EMBEDDED ? OBJECT_EMBEDDED : 0));
+    memcpy(object.id.bytes, record.id, MOB_ID_BYTES);
+    if (object.number > it->highest)
+        it->highest = object.number;
+    if (object.tier == TIER_MEMORY && !name_file(&it->files, object.file))
+        return add_lost(it, &object);
+    errint_t error = table_insert(&store->table, &object);
+    if (error == -EEXIST) {
+        mob_log_error("store: object %llu has another's ID; it is left out",
+                      (unsigned long long)object.number);
+        return 0;
+    }
+    if (!error)
+        store_count_object(store, &object, 1);
+    return error;
+}
+
+static errint_t walk(struct store *store, enum meta_table table, void *argument,
+                     errint_t (*each)(void *argument, const MDB_val *key, const MDB_val *value))
+{
+    struct meta_reader *reader;
+    MDB_cursor *cursor;
+    MDB_val key, value;
+    errint_t error = meta_read_begin(&store->meta, &reader);
+    if (error)
+        return error;
+    int code = mdb_cursor_open(reader->txn, store->meta.tables[table], &cursor);
+    if (!code) {
+        code = mdb_cursor_get(cursor, &key, &value, MDB_FIRST);
+        for (; !code && !error; code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT))
+            error = each(argument, &key, &value);
+        mdb_cursor_close(cursor);
+    }
+    meta_read_end(reader);
+    if (error)
+        return error;
+    return code == MDB_NOTFOUND ? 0 : meta_error(code, "walk");
+}
+
+static errint_t each_object(void *argument, const MDB_val *key, const MDB_val *value)
+{
+    return load_object(argument, key, value);
+}
+
+static errint_t each_sum(void *argument, const MDB_val *key, const MDB_val *value)
+{
+    struct recovery *it = argument;
+    struct table_shard *shard;
+    (void)value;
+    if (key->mv_size != 8)
+        return 0;
+    struct object *object =
+        table_lock_number(&it->store->table, meta_load_be(key->mv_data), &shard);
+    if (object) {
+        object->flags |= OBJECT_HAS_SUM;
+        table_unlock(shard);
+    }
+    return 0;
+}
+
+/* What the files take is counted once, from the filesystem. */
+static void count_memory(struct recovery *it)
+{
+    char name[DATA_NAME_BYTES];
+    struct stat info;
+    for (size_t i = 0; i < it->files.count; i++)
+        if (it->files.named[i] && fstatat(it->store->data_fd, data_name(it->files.files[i], name),
+                                          &info, AT_SYMLINK_NOFOLLOW) == 0)
+            atomic_fetch_add(&it->store->memory_used, (int64_t)info.st_blocks * 512);
+}
+
+/* --- names --- */
+
+/* A directory may be met as a parent before its own record. */
+static struct directory *directory_meet(struct store *store, uint64_t number)
+{
+    struct directory *directory = directory_get(store, number);
+    if (directory)
+        return directory;
+    directory = directory_new(number, 0, 0, "?", 1);
+    if (directory)
+        hash_insert(&store->directories, &directory->by_number, hash_number(number));
+    return directory;
+}
+
+static errint_t load_directory(struct recovery *it, uint64_t parent, uint64_t key,
+                               const struct name_record *record)
+{
+    struct directory *directory = directory_meet(it->store, record->number);
+    char *name = strndup(record->name, record->name_bytes);
+    if (!directory || !name) {
+        free(name);
+        return -ENOMEM;
+    }
+    if (directory->known) {
+        mob_log_error("store: directory %llu has two names; one is removed",
+                      (unsigned long long)record->number);
+        free(name);
+        return add_name(it, parent, key, &record->target);
+    }
+    free(directory->name);
+    directory->name = name;
+    directory->name_bytes = (uint8_t)record->name_bytes;
+    directory->known = true;
+    directory->parent = parent;
+    directory->key = key;
+    directory->mode = (uint16_t)record->mode;
+    directory->uid = record->uid;
+    directory->gid = record->gid;
+    /* What came after the last setting of the time has moved it on since. */
+    if (!record->set_ns || directory->mtime_ns < record->set_ns)
+        directory->mtime_ns = record->set_ns ? record->mtime_ns
+                              : directory->mtime_ns > record->mtime_ns ? directory->mtime_ns
+                                                                       : record->mtime_ns;
+    directory->set_ns = record->set_ns;
+    return 0;
+}
+
+static errint_t each_name(void *argument, const MDB_val *key, const MDB_val *value)
+{
+    struct recovery *it = argument;
+    struct store *store = it->store;
+    uint64_t parent, position;
+    struct name_record record;
+    if (!name_record_decode(key, value, &parent, &position, &record))
+        return 0;
+    if (record.number > it->highest)
+        it->highest = record.number;
+    if (record.type == NAME_OBJECT && is_lost(it, &record.target))
+        return add_name(it, parent, position, &record.target);
+    if (parent) {
+        struct directory *directory = directory_meet(store, parent);
+        if (!directory)
+            return -ENOMEM;
+        directory->entries++;
+        if (record.mtime_ns > (directory->set_ns > directory->mtime_ns ? directory->set_ns
+                                                                       : directory->mtime_ns))
+            directory->mtime_ns = record.mtime_ns;
+        atomic_fetch_add(&store->names, 1);
+    }
+    if (record.type == NAME_DIRECTORY)
+        return load_directory(it, parent, position, &record);
+    return record.type == NAME_OBJECT ? object_link_or_note(store, &record.target) : 0;
+}
+
+static errint_t make_root(struct store *store, uint64_t number, const char *name)
+{
+    struct directory *root = directory_get(store, number);
+    if (root && root->known && !root->parent)
+        return 0;
+    struct name_record record = {
+        .type = NAME_DIRECTORY, .mode = 01777, .uid = geteuid(), .gid = getegid(),
+        .number = number, .mtime_ns = store_wall_ns(store), .name = name,
+        .name_bytes = strlen(name)};
+    errint_t error = name_put_alone(store, 0, number, &record, NULL);
+    struct recovery it = {.store = store};
+    return error ? error : load_directory(&it, 0, number, &record);
+}
+
+static bool reaches_root(struct store *store, const struct directory *directory)
+{
+    for (unsigned depth = 0; depth <= NAMES_DEPTH_LIMIT && directory; depth++) {
+        if (!directory->known)
+            return false;
+        if (!directory->parent)
+            return directory->number == NAMES_STAGING || directory->number == NAMES_RUN;
+        directory = directory_get(store, directory->parent);
+    }
+    return false;
+}
+
+/* Links children to their parents. A directory that hangs on nothing can't come from our transactions;
+ * it is logged and left out, as its entries are. */
+static void link_directories(struct store *store)
+{
+    struct directory *bad = NULL;
+    for (size_t i = 0; i < store->directories.bucket_count; i++) {
+        for (struct hash_node *node = store->directories.buckets[i]; node; node = node->next) {
+            struct directory *directory = hash_entry(node, struct directory, by_number);
+            if (!reaches_root(store, directory)) {
+                directory->next_sibling = bad;
+                bad = directory;
+                continue;
+            }
+            struct directory *parent = directory_get(store, directory->parent);
+            directory->next_sibling = parent ? parent->first_child : NULL;
+            if (parent && parent->first_child)
+                parent->first_child->previous_sibling = directory;
+            if (parent) {
+                parent->first_child = directory;
+                parent->subdirectories++;
+            }
+        }
+    }
+    while (bad) {
+        struct directory *next = bad->next_sibling;
+        mob_log_error("store: directory %llu hangs on nothing; it is left out",
+                      (unsigned long long)bad->number);
+        hash_remove(&store->directories, &bad->by_number);
+        directory_free(bad);
+        bad = next;
+    }
+}
+
+static errint_t load_names(struct recovery *it)
+{
+    struct store *store = it->store;
+    if (it->lost_count)
+        qsort(it->lost, it->lost_count, sizeof *it->lost, compare_ids);
+    errint_t error = walk(store, META_NAMES, it, each_name);
+    if (!error)
+        error = make_root(store, NAMES_STAGING, "staging");
+    if (!error)
+        error = make_root(store, NAMES_RUN, "run");
+    if (!error)
+        link_directories(store);
+    return error;
+}
+
+/* --- references between objects --- */
+
+static errint_t each_refs(void *argument, const MDB_val *key, const MDB_val *value)
+{
+    struct recovery *it = argument;
+    struct table_shard *shard;
+    const struct mob_id *ids;
+    size_t count;
+    if (key->mv_size != 8)
+        return 0;
+    uint64_t number = meta_load_be(key->mv_data);
+    struct object *object = table_lock_number(&it->store->table, number, &shard);
+    if (!object)
+        return 0;
+    object->flags |= OBJECT_HAS_REFS;
+    table_unlock(shard);
+    if (!refs_decode(number, value->mv_data, value->mv_size, &ids, &count))
+        return 0;
+    errint_t error = 0;
+    for (size_t i = 0; i < count && !error; i++)
+        error = object_link_or_note(it->store, &ids[i]);
+    return error;
+}
+
+/* --- staged files --- */
+
+/* What LMDB says about the name of a staged file: its commit may have been carried out just before the
+ * server died, or a rename over another name not quite. */
+static errint_t settle_name(struct recovery *it, struct staged *staged)
+{
+    struct store *store = it->store;
+    struct meta_reader *reader;
+    struct name_place place = {.parent = staged->parent, .name = staged->name,
+                               .name_bytes = staged->name_bytes};
+    unsigned taken = 0;
+    place.hash = name_hash(store, staged->name, staged->name_bytes);
+    errint_t error = meta_read_begin(&store->meta, &reader);
+    if (error)
+        return error;
+    error = name_look_stored(reader->names, &place, &taken);
+    meta_read_end(reader);
+    if (error || !place.exists)
+        return error;
+    if (place.record.staged == staged->number) {
+        staged->committed = true;
+        staged->id = place.record.target;
+        staged->object_number = place.record.number;
+        return 0;
+    }
+    if (place.record.type == NAME_DIRECTORY) {
+        staged->unlinked = true;
+        return 0;
+    }
+    error = name_delete_alone(store, &place);
+    if (error)
+        return error;
+    atomic_fetch_sub(&store->names, 1);
+    directory_count(store, staged->parent, -1, store_wall_ns(store));
+    if (place.record.type == NAME_OBJECT)
+        object_unlink(store, &place.record.target);
+    return 0;
+}
+
+static struct staged *from_record(const struct staged_record *record, uint32_t slot)
+{
+    struct staged *staged = staged_new(record->name, record->name_bytes);
+    if (!staged)
+        return NULL;
+    staged->number = record->number;
+    staged->root = record->root;
+    staged->file = record->file;
+    staged->request = record->request;
+    staged->parent = record->parent;
+    staged->key = record->key;
+    staged->mode = record->mode & 07777;
+    staged->uid = record->uid;
+    staged->gid = record->gid;
+    staged->slot = slot;
+    staged->version = record->version;
+    staged->unlinked = record->flags & RECORD_UNLINKED;
+    staged->committed = record->flags & RECORD_COMMITTED;
+    staged->object_number = record->object_number;
+    memcpy(staged->id.bytes, record->id, MOB_ID_BYTES);
+    return staged;
+}
+
+/* Whether its data file is its object's by now. */
+static bool object_has_file(struct store *store, const struct staged *staged)
+{
+    struct object_info info;
+    return staged->committed && store_info(store, staged->object_number, &info) == 0 &&
+           info.file == staged->file;
+}
+
+static errint_t adopt(struct recovery *it, struct staged *staged)
+{
+    struct store *store = it->store;
+    errint_t error = 0;
+    const struct directory *parent = directory_get(store, staged->parent);
+    if (!parent && !staged->committed)
+        staged->unlinked = true;
+    if (!staged->committed && !staged->unlinked)
+        error = settle_name(it, staged);
+    if (error)
+        return error;
+    staged->keeps_file = !object_has_file(store, staged);
+    if (staged->keeps_file && !name_file(&it->files, staged->file))
+        return 1;
+    staged->fd = data_open(store, staged->file, store->passthrough ? O_RDONLY : O_RDWR);
+    if (staged->fd < 0)
+        return 1;
+    struct staged *rival =
+        staged->unlinked || staged->committed
+            ? NULL
+            : staged_at(store, staged->parent, staged->key);
+    if (rival && rival->version > staged->version) {
+        staged->unlinked = true;
+    } else if (rival) {
+        staged_unlink_locked(store, rival);
+    }
+    staged->named = !staged->unlinked && !staged->committed;
+    if (!staged->committed)
+        error = staged_xattrs_load(store, staged);
+    if (error)
+        return error;
+    staged_insert(store, staged);
+    if (staged->named)
+        directory_count(store, staged->parent, 1, store_wall_ns(store));
+    staged_settle(store, staged);
+    return records_write(&store->records, staged);
+}
+
+static errint_t each_record(void *argument, const struct staged_record *record, uint32_t slot)
+{
+    struct recovery *it = argument;
+    struct staged *staged = from_record(record, slot);
+    if (!staged)
+        return -ENOMEM;
+    if (record->number > it->highest)
+        it->highest = record->number;
+    if (record->file > it->highest)
+        it->highest = record->file;
+    errint_t error = adopt(it, staged);
+    if (error != 1) {
+        if (error)
+            staged_free(staged);
+        return error;
+    }
+    if (!staged->committed)
+        mob_log_error("store: lost: %.*s, which was being written", staged->name_bytes,
+                      staged->name);
+    records_erase(&it->store->records, staged);
+    staged_free(staged);
+    return 0;
+}
+
+/* --- cleaning up --- */
+
+static void sweep_files(struct recovery *it)
+{
+    struct data_files *files = &it->files;
+    size_t swept = 0;
+    for (size_t i = 0; i < files->count; i++) {
+        if (files->files[i] > it->highest)
+            it->highest = files->files[i];
+        if (files->named[i] || spare_adopt(it->store, files->files[i]))
+            continue;
+        data_remove(it->store, files->files[i]);
+        swept++;
+    }
+    if (swept)
+        mob_log_info("store: removed %zu data files that nothing names", swept);
+}
+
+struct number_list {
+    struct store *store;
+    uint64_t *numbers;
+    size_t count, capacity;
+};
+
+/* Attributes of staged files that are no more. */
+static errint_t each_xattr(void *argument, const MDB_val *key, const MDB_val *value)
+{
+    struct number_list *list = argument;
+    struct object_info info;
+    struct staged_info staged;
+    (void)value;
+    if (key->mv_size != 8)
+        return 0;
+    uint64_t number = meta_load_be(key->mv_data);
+    if (store_info(list->store, number, &info) == 0 ||
+        staged_info(list->store, number, &staged) == 0)
+        return 0;
+    if (list->count == list->capacity) {
+        size_t capacity = list->capacity ? list->capacity * 2 : 64;
+        uint64_t *numbers = realloc(list->numbers, capacity * sizeof *numbers);
+        if (!numbers)
+            return -ENOMEM;
+        list->numbers = numbers;
+        list->capacity = capacity;
+    }
+    list->numbers[list->count++] = number;
+    return 0;
+}
+
+static errint_t remove_xattrs(struct store *store)
+{
+    struct number_list list = {.store = store};
+    MDB_txn *txn;
+    errint_t error = walk(store, META_XATTRS, &list, each_xattr);
+    if (!error && list.count) {
+        error = meta_begin(&store->meta, &txn);
+        for (size_t i = 0; i < list.count && !error; i++)
+            error = meta_delete_number(&store->meta, txn, META_XATTRS, list.numbers[i]);
+        if (!error)
+            error = meta_commit(txn);
+    }
+    free(list.numbers);
+    return error;
+}
+
+static void log_lost(struct store *store, const struct lost_name *lost, const char *name)
+{
+    char id[MOB_ID_STRING_BYTES];
+    cleanup_free char *path = NULL;
+    mob_id_format(&lost->target, id);
+    if (names_path(store, lost->parent, name, &path) == 0)
+        mob_log_error("lost: %s (%s)", path, id);
+    else
+        mob_log_error("lost: %s (%s)", name, id);
+}
+
+static errint_t remove_name(struct store *store, MDB_txn *txn, const struct lost_name *lost)
+{
+    struct name_key place = name_key_make(lost->parent, lost->key);
+    const void *bytes;
+    size_t count;
+    errint_t error = meta_get(&store->meta, txn, META_NAMES, &place, sizeof place, &bytes, &count);
+    if (error)
+        return error == -ENOENT ? 0 : error;
+    MDB_val key = {sizeof place, &place}, value = {count, (void *)bytes};
+    uint64_t parent, position;
+    struct name_record record;
+    if (name_record_decode(&key, &value, &parent, &position, &record)) {
+        char name[NAMES_LENGTH_LIMIT + 1];
+        memcpy(name, record.name, record.name_bytes);
+        name[record.name_bytes] = '\0';
+        log_lost(store, lost, name);
+    }
+    return meta_delete(&store->meta, txn, META_NAMES, &place, sizeof place);
+}
+
+static errint_t remove_lost(struct recovery *it)
+{
+    struct store *store = it->store;
+    MDB_txn *txn;
+    if (!it->name_count && !it->lost_count)
+        return 0;
+    errint_t error = meta_begin(&store->meta, &txn);
+    if (error)
+        return error;
+    for (size_t i = 0; i < it->name_count && !error; i++)
+        error = remove_name(store, txn, &it->names[i]);
+    for (size_t i = 0; i < it->lost_count && !error; i++) {
+        static const enum meta_table tables[] = {META_OBJECTS, META_REFS, META_XATTRS, META_SUMS};
+        for (size_t t = 0; t < MOB_ARRAY_LENGTH(tables) && !error; t++)
+            error = meta_delete_number(&store->meta, txn, tables[t], it->lost_numbers[i]);
+    }
+    if (error) {
+        mdb_txn_abort(txn);
+        return error;
+    }
+    if (it->lost_count)
+        mob_log_error("store: %zu objects were lost with the memory they were in",
+                      it->lost_count);
+    return meta_commit(txn);
+}
+
+/* The counter is in LMDB ahead of every number in use; should it not be, it is moved. */
+static errint_t check_numbers(struct recovery *it)
+{
+    struct store *store = it->store;
+    if (it->highest < atomic_load(&store->next_number))
+        return 0;
+    mob_log_error("store: the number counter was behind; it is moved on");
+    atomic_store(&store->next_number, it->highest + 1);
+    atomic_store(&store->number_limit, it->highest + 1);
+    return 0;
+}
+
+static errint_t recover(struct recovery *it)
+{
+    struct store *store = it->store;
+    errint_t error = scan_files(store, &it->files);
+    if (!error)
+        error = walk(store, META_OBJECTS, it, each_object);
+    if (!error)
+        error = load_names(it);
+    if (!error)
+        error = walk(store, META_REFS, it, each_refs);
+    if (!error)
+        error = walk(store, META_SUMS, it, each_sum);
+    if (error)
+        return error;
+    count_memory(it);
+    error = records_recover(&store->records, each_record, it);
+    if (!error)
+        error = remove_xattrs(store);
+    if (!error)
+        error = remove_lost(it);
+    if (error)
+        return error;
+    sweep_files(it);
+    return check_numbers(it);
+}
+
+errint_t store_recover(struct store *store, struct mob_error *err)
+{
+    struct recovery it = {.store = store};
+    errint_t error = recover(&it);
+    free(it.files.files);
+    free(it.files.named);
+    free(it.lost);
+    free(it.lost_numbers);
+    free(it.names);
+    return error ? mob_error_set(err, error, "can't take up what is in %s: %s", store->state_dir,
+                                 strerror(-error))
+                 : 0;
+}
+
+/* --- links to what did not come back --- */
+
+static errint_t each_unresolved_name(void *argument, const MDB_val *key, const MDB_val *value)
+{
+    struct recovery *it = argument;
+    uint64_t parent, position;
+    struct name_record record;
+    struct object_info info;
+    if (!name_record_decode(key, value, &parent, &position, &record) ||
+        record.type != NAME_OBJECT || store_find(it->store, &record.target, &info) == 0)
+        return 0;
+    return add_name(it, parent, position, &record.target);
+}
+
+static void forget_unresolved(struct store *store)
+{
+    for (size_t i = 0; i < store->unresolved.bucket_count; i++) {
+        while (store->unresolved.buckets[i]) {
+            struct hash_node *node = store->unresolved.buckets[i];
+            hash_remove(&store->unresolved, node);
+            free(hash_entry(node, struct unresolved, node));
+        }
+    }
+}
+
+void store_drop_unresolved(struct store *store)
+{
+    struct recovery it = {.store = store};
+    store_write_lock(store);
+    errint_t error = 0;
+    if (store->unresolved.count) {
+        error = walk(store, META_NAMES, &it, each_unresolved_name);
+        if (!error)
+            error = remove_lost(&it);
+        pthread_mutex_lock(&store->tree_lock);
+        for (size_t i = 0; i < it.name_count && !error; i++) {
+            directory_count(store, it.names[i].parent, -1, store_wall_ns(store));
+            atomic_fetch_sub(&store->names, 1);
+        }
+        forget_unresolved(store);
+        pthread_mutex_unlock(&store->tree_lock);
+    }
+    store_write_unlock(store);
+    if (error)
+        mob_log_error("store: names of objects that are gone can't be removed: %s",
+                      strerror(-error));
+    free(it.names);
+}

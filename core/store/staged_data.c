@@ -1,0 +1,232 @@
+/* The data of staged files: reading, writing, and what it takes of the memory budget.
+ *
+ * memory_dir may be a filesystem with a limit of its own or a folder of a shared one; the budget is kept
+ * here in both cases, for what is written through the store. With FUSE passthrough the kernel writes without
+ * asking, and the filesystem's own limit is what holds. */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "core/store/store_internal.h"
+
+enum { PAGE_BYTES = 4096 };
+
+void staged_settle(struct store *store, struct staged *staged)
+{
+    struct stat info;
+    if (!staged->keeps_file || fstat(staged->fd, &info) < 0)
+        return;
+    uint64_t bytes = (uint64_t)info.st_blocks * 512;
+    atomic_fetch_add(&store->memory_used, (int64_t)(bytes - staged->charged_bytes));
+    staged->charged_bytes = bytes;
+}
+
+/* A descriptor to write with: the store's own, or with passthrough one opened for the moment. */
+static int writable_fd(struct store *store, struct staged *staged, int *opened)
+{
+    *opened = -1;
+    if (!store->passthrough)
+        return staged->fd;
+    *opened = data_open(store, staged->file, O_RDWR);
+    return *opened;
+}
+
+static bool is_allocated(int fd, uint64_t offset, uint64_t bytes)
+{
+    off_t hole = lseek(fd, (off_t)offset, SEEK_HOLE);
+    return hole >= 0 && (uint64_t)hole >= offset + bytes;
+}
+
+static errint_t check_budget(struct store *store, struct staged *staged, uint64_t offset,
+                             uint64_t bytes)
+{
+    uint64_t first = offset / PAGE_BYTES, last = (offset + bytes + PAGE_BYTES - 1) / PAGE_BYTES;
+    int64_t used = atomic_load(&store->memory_used);
+    uint64_t limit = store->memory_bytes;
+    if (used < 0)
+        used = 0;
+    if ((uint64_t)used <= limit && (last - first) * PAGE_BYTES <= limit - (uint64_t)used)
+        return 0;
+    return is_allocated(staged->fd, offset, bytes) ? 0 : -ENOSPC;
+}
+
+/* What may not be changed any more has been committed or has lost its file. */
+static struct staged *get_to_change(struct store *store, uint64_t number, errint_t *error)
+{
+    struct staged *staged = staged_get(store, number);
+    *error = -ENOENT;
+    if (!staged)
+        return NULL;
+    pthread_mutex_lock(&staged->lock);
+    *error = staged->committed ? -EPERM : 0;
+    if (!*error)
+        return staged;
+    pthread_mutex_unlock(&staged->lock);
+    staged_put(store, staged);
+    return NULL;
+}
+
+static void put_changed(struct store *store, struct staged *staged)
+{
+    staged_settle(store, staged);
+    pthread_mutex_unlock(&staged->lock);
+    staged_put(store, staged);
+    objects_settle(store);
+}
+
+ssize_t staged_write(struct store *store, uint64_t number, const void *buffer, size_t bytes,
+                     uint64_t offset)
+{
+    errint_t error;
+    int opened = -1;
+    if (offset > INT64_MAX || bytes > (uint64_t)INT64_MAX - offset)
+        return -EFBIG;
+    struct staged *staged = get_to_change(store, number, &error);
+    if (!staged)
+        return error;
+    error = check_budget(store, staged, offset, bytes);
+    if (!error) {
+        int fd = writable_fd(store, staged, &opened);
+        error = fd < 0 ? fd : mob_pwrite_full(fd, buffer, bytes, (off_t)offset);
+        staged->made_ns = 0;
+    }
+    mob_cleanup_fd(&opened);
+    put_changed(store, staged);
+    return error ? error : (ssize_t)bytes;
+}
+
+ssize_t staged_read(struct store *store, uint64_t number, void *buffer, size_t bytes,
+                    uint64_t offset)
+{
+    if (offset > INT64_MAX)
+        return 0;
+    struct staged *staged = staged_get(store, number);
+    if (!staged)
+        return -ENOENT;
+    ssize_t got = mob_pread_full(staged->fd, buffer, bytes, (off_t)offset);
+    staged_put(store, staged);
+    return got;
+}
+
+errint_t staged_truncate(struct store *store, uint64_t number, uint64_t size)
+{
+    errint_t error;
+    int opened = -1;
+    if (size > INT64_MAX)
+        return -EFBIG;
+    struct staged *staged = get_to_change(store, number, &error);
+    if (!staged)
+        return error;
+    int fd = writable_fd(store, staged, &opened);
+    if (fd < 0)
+        error = fd;
+    else if (ftruncate(fd, (off_t)size) < 0)
+        error = -errno;
+    staged->made_ns = 0;
+    mob_cleanup_fd(&opened);
+    put_changed(store, staged);
+    return error;
+}
+
+errint_t staged_allocate(struct store *store, uint64_t number, int mode, uint64_t offset,
+                         uint64_t bytes)
+{
+    errint_t error;
+    int opened = -1;
+    if (mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE))
+        return -EOPNOTSUPP;
+    if (!bytes)
+        return -EINVAL;
+    if (offset > INT64_MAX || bytes > (uint64_t)INT64_MAX - offset)
+        return -EFBIG;
+    struct staged *staged = get_to_change(store, number, &error);
+    if (!staged)
+        return error;
+    if (!(mode & FALLOC_FL_PUNCH_HOLE))
+        error = check_budget(store, staged, offset, bytes);
+    int fd = error ? error : writable_fd(store, staged, &opened);
+    if (fd < 0)
+        error = fd;
+    else if (fallocate(fd, mode, (off_t)offset, (off_t)bytes) < 0)
+        error = -errno;
+    staged->made_ns = 0;
+    mob_cleanup_fd(&opened);
+    put_changed(store, staged);
+    return error;
+}
+
+static errint_t set_record(struct store *store, struct staged *staged, unsigned valid, mode_t mode,
+                           uid_t uid, gid_t gid)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
+    mode_t old_mode = staged->mode;
+    uid_t old_uid = staged->uid;
+    gid_t old_gid = staged->gid;
+    if (staged->gone)
+        return -ENOENT;
+    if (valid & NAMES_SET_MODE)
+        staged->mode = mode & 07777;
+    if (valid & NAMES_SET_UID)
+        staged->uid = uid;
+    if (valid & NAMES_SET_GID)
+        staged->gid = gid;
+    errint_t error = records_write(&store->records, staged);
+    if (error) {
+        staged->mode = old_mode;
+        staged->uid = old_uid;
+        staged->gid = old_gid;
+    }
+    return error;
+}
+
+errint_t staged_set(struct store *store, uint64_t number, unsigned valid, mode_t mode, uid_t uid,
+                    gid_t gid, uint64_t mtime_ns)
+{
+    errint_t error;
+    struct staged *staged = get_to_change(store, number, &error);
+    if (!staged)
+        return error;
+    if (valid & (NAMES_SET_MODE | NAMES_SET_UID | NAMES_SET_GID))
+        error = set_record(store, staged, valid, mode, uid, gid);
+    if (!error && valid & NAMES_SET_MTIME) {
+        struct timespec times[2] = {
+            {.tv_nsec = UTIME_OMIT},
+            {.tv_sec = (time_t)(mtime_ns / 1000000000u), .tv_nsec = (long)(mtime_ns % 1000000000u)},
+        };
+        error = futimens(staged->fd, times) < 0 ? -errno : 0;
+        if (!error)
+            staged->made_ns = 0;
+    }
+    put_changed(store, staged);
+    return error;
+}
+
+errint_t staged_content_of(struct staged *staged, size_t limit, char **content, size_t *bytes)
+{
+    struct stat info;
+    if (fstat(staged->fd, &info) < 0)
+        return -errno;
+    if ((uint64_t)info.st_size > limit)
+        return -EFBIG;
+    cleanup_free char *buffer = malloc((size_t)info.st_size + 1);
+    if (!buffer)
+        return -ENOMEM;
+    ssize_t got = mob_pread_full(staged->fd, buffer, (size_t)info.st_size, 0);
+    if (got < 0)
+        return (errint_t)got;
+    buffer[got] = '\0';
+    *content = steal_pointer(&buffer);
+    *bytes = (size_t)got;
+    return 0;
+}
+
+errint_t staged_content(struct store *store, uint64_t number, size_t limit, char **content,
+                        size_t *bytes)
+{
+    struct staged *staged = staged_get(store, number);
+    if (!staged)
+        return -ENOENT;
+    errint_t error = staged_content_of(staged, limit, content, bytes);
+    staged_put(store, staged);
+    return error;
+}

@@ -1,0 +1,425 @@
+/* Opening and closing a store, its numbers, and what is asked of the whole. */
+#include "core/store/store.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+
+#include "core/store/store_internal.h"
+
+enum { STATE_VERSION = 1, NUMBER_BLOCK = 65536, SPARE_DEFAULT = 64 };
+
+void store_write_lock(struct store *store)
+{
+    /* Held for a few microseconds; to sleep and be woken costs more than that. */
+    for (int i = 0; i < 100; i++) {
+        if (pthread_mutex_trylock(&store->writer) == 0)
+            return;
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#endif
+    }
+    pthread_mutex_lock(&store->writer);
+}
+
+/* --- one server at a time --- */
+
+/* A lock of fcntl(2) belongs to the process, as it must: a job launched by a killed server must not keep it.
+ * So a second store_open() of the same state in one process is caught by this list. */
+static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct store *open_stores;
+
+static bool register_open(struct store *store)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&open_lock);
+    for (struct store *other = open_stores; other; other = other->next_open)
+        if (other->state_dev == store->state_dev && other->state_ino == store->state_ino)
+            return false;
+    store->next_open = open_stores;
+    open_stores = store;
+    store->registered = true;
+    return true;
+}
+
+static void unregister_open(struct store *store)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&open_lock);
+    struct store **link = &open_stores;
+    while (store->registered && *link != store)
+        link = &(*link)->next_open;
+    if (store->registered)
+        *link = store->next_open;
+    store->registered = false;
+}
+
+static errint_t lock_state(struct store *store, struct mob_error *err)
+{
+    struct stat info;
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    if (stat(store->state_dir, &info) < 0)
+        return mob_error_set(err, -errno, "%s: %s", store->state_dir, strerror(errno));
+    store->state_dev = info.st_dev;
+    store->state_ino = info.st_ino;
+    if (!register_open(store))
+        return mob_error_set(err, -EBUSY, "%s is open already", store->state_dir);
+    cleanup_fd int dir = open(store->state_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir < 0)
+        return mob_error_set(err, -errno, "%s: %s", store->state_dir, strerror(errno));
+    store->lock_fd = openat(dir, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (store->lock_fd < 0)
+        return mob_error_set(err, -errno, "%s/lock: %s", store->state_dir, strerror(errno));
+    if (fcntl(store->lock_fd, F_SETLK, &whole) < 0)
+        return mob_error_set(err, errno == EACCES || errno == EAGAIN ? -EBUSY : -errno,
+                             "another server works on %s", store->state_dir);
+    return 0;
+}
+
+/* --- what the store is --- */
+
+struct identity {
+    uint32_t version;
+    uint32_t byte_order; /* 1 in the machine's own order: another's records can't be read */
+    uint8_t owner[MOB_ID_OWNER_BYTES];
+    uint8_t secret[META_SECRET_BYTES];
+};
+
+static errint_t make_identity(struct store *store, MDB_txn *txn)
+{
+    struct identity identity = {.version = STATE_VERSION, .byte_order = 1};
+    memcpy(identity.owner, store->owner, sizeof identity.owner);
+    if (getrandom(identity.secret, sizeof identity.secret, 0) != (ssize_t)sizeof identity.secret)
+        return -EIO;
+    memcpy(store->secret, identity.secret, sizeof store->secret);
+    return meta_put(&store->meta, txn, META_STATE, "identity", 8, &identity, sizeof identity);
+}
+
+static errint_t check_identity(struct store *store, const void *value, size_t bytes,
+                               struct mob_error *err)
+{
+    struct identity identity;
+    if (bytes >= 4)
+        memcpy(&identity.version, value, 4);
+    if (bytes != sizeof identity || identity.version != STATE_VERSION)
+        return mob_error_set(err, -EINVAL, "%s was made by another version of mobula",
+                             store->state_dir);
+    memcpy(&identity, value, sizeof identity);
+    if (identity.byte_order != 1)
+        return mob_error_set(err, -EINVAL, "%s was made on a machine of another byte order",
+                             store->state_dir);
+    if (memcmp(identity.owner, store->owner, sizeof identity.owner) != 0)
+        return mob_error_set(err, -EINVAL, "%s belongs to another node", store->state_dir);
+    memcpy(store->secret, identity.secret, sizeof store->secret);
+    return 0;
+}
+
+static errint_t load_state(struct store *store, MDB_txn *txn, struct mob_error *err)
+{
+    const void *value;
+    size_t bytes;
+    errint_t error = meta_get(&store->meta, txn, META_STATE, "identity", 8, &value, &bytes);
+    if (error == -ENOENT)
+        error = make_identity(store, txn);
+    else if (!error)
+        error = check_identity(store, value, bytes, err);
+    if (error)
+        return error;
+    uint64_t next = NAMES_FIRST_FREE_NUMBER;
+    error = meta_get(&store->meta, txn, META_STATE, "numbers", 7, &value, &bytes);
+    if (!error && bytes == sizeof next)
+        memcpy(&next, value, sizeof next);
+    else if (!error || error != -ENOENT)
+        return mob_error_set(err, -EIO, "the number counter in %s is damaged", store->state_dir);
+    if (next < NAMES_FIRST_FREE_NUMBER || next >= STORE_NUMBER_LIMIT)
+        return mob_error_set(err, -EIO, "the number counter in %s is damaged", store->state_dir);
+    atomic_store(&store->next_number, next);
+    atomic_store(&store->number_limit, next); /* the first number reserves a block */
+    return 0;
+}
+
+static errint_t open_meta(struct store *store, bool map_writes, struct mob_error *err)
+{
+    cleanup_free char *path = NULL;
+    MDB_txn *txn;
+    if (asprintf(&path, "%s/meta", store->state_dir) < 0)
+        return -ENOMEM;
+    if (mkdir(path, 0700) < 0 && errno != EEXIST)
+        return mob_error_set(err, -errno, "%s: %s", path, strerror(errno));
+    errint_t error = meta_open(&store->meta, path, map_writes, err);
+    if (error)
+        return error;
+    error = meta_begin(&store->meta, &txn);
+    if (error)
+        return mob_error_set(err, error, "%s: %s", path, strerror(-error));
+    error = load_state(store, txn, err);
+    if (error) {
+        mdb_txn_abort(txn);
+        return error;
+    }
+    error = meta_commit(txn);
+    return error ? mob_error_set(err, error, "%s: %s", path, strerror(-error)) : 0;
+}
+
+static errint_t open_memory(struct store *store, struct mob_error *err)
+{
+    store->memory_fd = open(store->memory_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (store->memory_fd < 0)
+        return mob_error_set(err, -errno, "%s: %s", store->memory_dir, strerror(errno));
+    if (mkdirat(store->memory_fd, "data", 0700) < 0 && errno != EEXIST)
+        return mob_error_set(err, -errno, "%s/data: %s", store->memory_dir, strerror(errno));
+    store->data_fd = openat(store->memory_fd, "data",
+                            O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (store->data_fd < 0)
+        return mob_error_set(err, -errno, "%s/data: %s", store->memory_dir, strerror(errno));
+    return records_open(&store->records, store->memory_fd, err);
+}
+
+/* --- opening and closing --- */
+
+static struct store *new_store(const struct store_options *options)
+{
+    struct store *store = calloc(1, sizeof *store);
+    if (!store)
+        return NULL;
+    store->lock_fd = store->memory_fd = store->data_fd = store->records.fd = -1;
+    store->watcher.inotify_fd = store->watcher.event_fd = -1;
+    store->state_dir = strdup(options->state_dir);
+    store->memory_dir = strdup(options->memory_dir);
+    store->memory_bytes = options->memory_bytes;
+    store->inline_bytes = options->inline_bytes ? options->inline_bytes
+                                                : STORE_INLINE_DEFAULT_BYTES;
+    memcpy(store->owner, options->owner, sizeof store->owner);
+    store->passthrough = options->passthrough;
+    store->spare_target = options->spare_files ? options->spare_files : SPARE_DEFAULT;
+    store->clock = options->clock ? *options->clock : mob_system_clock;
+    store->hooks = options->hooks;
+    store->dead_new_end = &store->dead_new;
+    pthread_mutex_t *locks[] = {&store->writer, &store->tree_lock, &store->spare.lock,
+                                &store->watcher.lock, &store->dead_lock};
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(locks); i++)
+        pthread_mutex_init(locks[i], NULL);
+    if (!store->state_dir || !store->memory_dir || table_init(&store->table) ||
+        hash_init(&store->directories, 64) || hash_init(&store->staged_numbers, 1024) ||
+        hash_init(&store->staged_names, 1024) || hash_init(&store->unresolved, 64) ||
+        spare_open(store)) {
+        store_close(store);
+        return NULL;
+    }
+    return store;
+}
+
+/* To learn whether a data file has writers, the store asks for a lease on it; a process that opens the
+ * file in that very moment makes the kernel send SIGIO, which would end the server. */
+static void ignore_lease_signals(void)
+{
+    struct sigaction action;
+    if (sigaction(SIGIO, NULL, &action) == 0 && action.sa_handler == SIG_DFL)
+        signal(SIGIO, SIG_IGN);
+}
+
+errint_t store_open(const struct store_options *options, struct store **out, struct mob_error *err)
+{
+    struct store *store = new_store(options);
+    if (!store)
+        return mob_error_set(err, -ENOMEM, "no memory");
+    ignore_lease_signals();
+    errint_t error = lock_state(store, err);
+    if (!error)
+        error = open_meta(store, options->map_writes, err);
+    if (!error)
+        error = open_memory(store, err);
+    if (!error)
+        error = store_recover(store, err);
+    if (error) {
+        store_close(store);
+        return error;
+    }
+    *out = store;
+    return 0;
+}
+
+static void free_dead(struct dead *dead)
+{
+    while (dead) {
+        struct dead *next = dead->next;
+        if (dead->object.state == OBJECT_FAILED)
+            free(dead->object.failure);
+        free(dead);
+        dead = next;
+    }
+}
+
+void store_close(struct store *store)
+{
+    if (!store)
+        return;
+    watcher_close(store);
+    if (store->meta.env)
+        objects_flush(store);
+    tree_destroy(store);
+    if (store->spare.files && store->data_fd >= 0)
+        spare_close(store);
+    free(store->spare.files);
+    records_close(&store->records);
+    table_destroy(&store->table);
+    free_dead(store->dead_new);
+    free_dead(store->dead);
+    if (store->meta.env)
+        mdb_env_sync(store->meta.env, 1);
+    meta_close(&store->meta);
+    mob_cleanup_fd(&store->data_fd);
+    mob_cleanup_fd(&store->memory_fd);
+    mob_cleanup_fd(&store->lock_fd);
+    unregister_open(store);
+    pthread_mutex_t *locks[] = {&store->writer, &store->tree_lock, &store->spare.lock,
+                                &store->watcher.lock, &store->dead_lock};
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(locks); i++)
+        pthread_mutex_destroy(locks[i]);
+    explicit_bzero(store->secret, sizeof store->secret);
+    free(store->state_dir);
+    free(store->memory_dir);
+    free(store);
+}
+
+/* --- collecting --- */
+
+struct unused {
+    uint64_t numbers[256];
+    size_t count;
+};
+
+static bool note_unused(void *argument, const struct object *object, uint64_t next)
+{
+    struct unused *unused = argument;
+    (void)next;
+    if (!object->links && !object->opens)
+        unused->numbers[unused->count++] = object->number;
+    return unused->count < MOB_ARRAY_LENGTH(unused->numbers);
+}
+
+void store_collect(struct store *store)
+{
+    uint64_t cursor = 0;
+    struct unused unused;
+    store_drop_unresolved(store);
+    atomic_store(&store->collecting, true);
+    do {
+        unused.count = 0;
+        table_walk(&store->table, &cursor, note_unused, &unused);
+        for (size_t i = 0; i < unused.count; i++)
+            object_release(store, unused.numbers[i]);
+        objects_settle(store);
+    } while (unused.count);
+    objects_flush(store);
+}
+
+/* --- numbers --- */
+
+static bool take_number(struct store *store, uint64_t *number)
+{
+    uint64_t next = atomic_load(&store->next_number);
+    do {
+        if (next >= atomic_load(&store->number_limit))
+            return false;
+    } while (!atomic_compare_exchange_weak(&store->next_number, &next, next + 1));
+    *number = next;
+    return true;
+}
+
+errint_t store_new_number_locked(struct store *store, uint64_t *number)
+{
+    while (!take_number(store, number)) {
+        MDB_txn *txn;
+        uint64_t limit = atomic_load(&store->number_limit) + NUMBER_BLOCK;
+        if (limit >= STORE_NUMBER_LIMIT)
+            return -ENOSPC;
+        errint_t error = meta_begin(&store->meta, &txn);
+        if (error)
+            return error;
+        error = meta_put(&store->meta, txn, META_STATE, "numbers", 7, &limit, sizeof limit);
+        if (error) {
+            mdb_txn_abort(txn);
+            return error;
+        }
+        error = meta_commit(txn);
+        if (error)
+            return error;
+        atomic_store(&store->number_limit, limit);
+    }
+    return 0;
+}
+
+errint_t store_new_number(struct store *store, uint64_t *number)
+{
+    if (take_number(store, number))
+        return 0;
+    store_write_lock(store);
+    errint_t error = store_new_number_locked(store, number);
+    store_write_unlock(store);
+    return error;
+}
+
+/* --- counts --- */
+
+void store_count_object(struct store *store, const struct object *object, int change)
+{
+    if (object->state == OBJECT_PENDING) {
+        atomic_fetch_add(&store->pending, change);
+    } else if (object->state == OBJECT_FAILED) {
+        atomic_fetch_add(&store->failed, change);
+    } else {
+        bool memory = object->tier == TIER_MEMORY;
+        int64_t size = (int64_t)object->size * change;
+        atomic_fetch_add(memory ? &store->ready_memory : &store->ready_inline, change);
+        atomic_fetch_add(&store->object_bytes, size);
+        if (!memory)
+            atomic_fetch_add(&store->inline_used, size);
+    }
+}
+
+static void settle_one(void *argument, const struct staged_info *info)
+{
+    struct store *store = argument;
+    struct staged *staged = staged_get(store, info->number);
+    if (!staged)
+        return;
+    pthread_mutex_lock(&staged->lock);
+    staged_settle(store, staged);
+    pthread_mutex_unlock(&staged->lock);
+    staged_put(store, staged);
+}
+
+static uint64_t at_least_zero(int64_t value)
+{
+    return value > 0 ? (uint64_t)value : 0;
+}
+
+void store_usage(struct store *store, struct store_usage *out)
+{
+    /* With passthrough, files grow without the store being told: they are asked. */
+    if (store->passthrough)
+        staged_each(store, settle_one, store);
+    uint64_t in_line = at_least_zero(atomic_load(&store->ready_inline));
+    uint64_t memory = at_least_zero(atomic_load(&store->ready_memory));
+    *out = (struct store_usage){
+        .memory_bytes = store->memory_bytes,
+        .memory_used_bytes = at_least_zero(atomic_load(&store->memory_used)),
+        .inline_bytes = at_least_zero(atomic_load(&store->inline_used)),
+        .objects_ready = in_line + memory,
+        .objects_inline = in_line,
+        .objects_memory = memory,
+        .objects_pending = at_least_zero(atomic_load(&store->pending)),
+        .objects_failed = at_least_zero(atomic_load(&store->failed)),
+        .object_bytes = at_least_zero(atomic_load(&store->object_bytes)),
+        .names = at_least_zero(atomic_load(&store->names)),
+        .staged = at_least_zero(atomic_load(&store->staged)),
+        .commits = atomic_load(&store->commits),
+        .freed = atomic_load(&store->freed),
+    };
+}
+
+errint_t store_sync(struct store *store)
+{
+    return meta_error(mdb_env_sync(store->meta.env, 1), "sync");
+}

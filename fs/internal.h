@@ -1,0 +1,182 @@
+/* What the files of fs/ share: the context, replies, and one interface a kind of node.
+ *
+ * Lock order: struct staged_state's mutex, then the store's own. Replies are sent with no lock held but
+ * where a comment says why. */
+#ifndef MOBULA_FS_INTERNAL_H
+#define MOBULA_FS_INTERNAL_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+#include "core/base/log.h"
+#include "core/base/util.h"
+#include "core/job/job.h"
+#include "core/store/names.h"
+#include "core/store/staged.h"
+#include "core/store/store.h"
+#include "fs/backing.h"
+#include "fs/fs.h"
+#include "fs/handles.h"
+#include "fs/node.h"
+#include "fs/notify.h"
+#include "fs/transport.h"
+#include "fs/waiting.h"
+
+/* Kernel flags that libfuse 3.14 does not name. */
+#define OPEN_DIRECT_IO (1u << 0)
+#define OPEN_KEEP_CACHE (1u << 1)
+#define OPEN_NOFLUSH (1u << 5)
+
+/* For what never changes unless the kernel is told: an immutable object, a directory entry. */
+#define TIMEOUT_FOREVER 31536000.0
+
+enum fs_operation {
+    OP_LOOKUP, OP_GETATTR, OP_SETATTR, OP_READLINK, OP_MKNOD, OP_MKDIR, OP_UNLINK, OP_RMDIR, OP_SYMLINK,
+    OP_RENAME, OP_LINK, OP_OPEN, OP_READ, OP_WRITE, OP_FLUSH, OP_RELEASE, OP_FSYNC, OP_OPENDIR, OP_READDIR,
+    OP_RELEASEDIR, OP_FSYNCDIR, OP_STATFS, OP_SETXATTR, OP_GETXATTR, OP_LISTXATTR, OP_REMOVEXATTR, OP_CREATE,
+    OP_FALLOCATE, OP_POLL, OP_COUNT,
+};
+extern const char *const fs_operation_names[OP_COUNT];
+
+struct staging; /* staging.c: which staged files are open */
+struct slow;    /* slow.c */
+
+struct fs {
+    struct fs_identity identity;
+    struct session *session;
+    struct transport *transport;
+    struct store *store;
+    struct jobs *jobs;
+    struct handles *handles;
+    struct backing *backing;
+    struct waiting *waiting;
+    struct notifier *notifier;
+    struct staging *staging;
+    struct slow *slow;
+    uint64_t started_ns;
+    uint64_t started_wall_ns;
+    uid_t uid;
+    gid_t gid;
+    char id[17]; /* this node's name under nodes/ */
+    uint64_t operations[OP_COUNT];
+};
+
+static inline struct fs *fs_of(fuse_req_t request)
+{
+    return fuse_req_userdata(request);
+}
+
+/* What a directory hands out of its entries. */
+typedef bool list_emit(void *context, const char *name, uint64_t node, mode_t type,
+                       uint64_t next_offset);
+
+/* One kind of node. Those left out give the error of an object that can't do it (see tree.c). Each
+ * replies to the request, now or later. */
+struct node_operations {
+    void (*lookup)(fuse_req_t request, uint64_t parent, const char *name);
+    /* 0 or a negative errno; *timeout is 0 unless it is set. */
+    errint_t (*attributes)(struct fs *fs, uint64_t node, struct stat *out, double *timeout);
+    void (*set_attributes)(fuse_req_t request, uint64_t node, struct stat *wanted, int valid,
+                           struct fuse_file_info *file);
+    void (*open)(fuse_req_t request, uint64_t node, struct fuse_file_info *file);
+    void (*read)(fuse_req_t request, uint64_t node, size_t bytes, uint64_t offset, uint64_t fh);
+    void (*write)(fuse_req_t request, uint64_t node, const char *data, size_t bytes,
+                  uint64_t offset, uint64_t fh);
+    void (*flush)(fuse_req_t request, uint64_t node, uint64_t fh);
+    /* True: the caller frees the handle afterwards. */
+    bool (*release)(struct fs *fs, uint64_t node, struct handle *handle, uint64_t fh);
+    /* Emits entries from `offset` until `emit` returns false. */
+    errint_t (*list)(struct fs *fs, uint64_t node, uint64_t offset, list_emit *emit, void *context);
+    /* A new string. */
+    errint_t (*link_target)(struct fs *fs, uint64_t node, char **target);
+    ssize_t (*xattr_get)(struct fs *fs, uint64_t node, const char *name, void *value, size_t bytes);
+    ssize_t (*xattr_list)(struct fs *fs, uint64_t node, char *list, size_t bytes);
+    unsigned (*poll)(struct fs *fs, uint64_t node, struct handle *handle, uint64_t fh);
+};
+/* NULL for what can't be a node of ours. */
+const struct node_operations *node_operations(uint64_t node);
+
+extern const struct node_operations fixed_operations, object_operations, object_link_operations,
+    job_link_operations, directory_operations, staged_operations, symlink_operations,
+    job_operations, job_file_operations, job_output_operations;
+
+/* The libfuse table (ops.c). */
+extern const struct fuse_lowlevel_ops fs_operations;
+
+/* --- replies.c: what several kinds need --- */
+
+void reply_entry(fuse_req_t request, uint64_t node, const struct stat *st, double entry_timeout,
+                 double attribute_timeout);
+/* As reply_entry(), with the node's own attributes. */
+void reply_node(fuse_req_t request, uint64_t node, double entry_timeout);
+void reply_attributes(fuse_req_t request, uint64_t node);
+/* Answers a read from text, cut to `offset` and `bytes`. */
+void reply_text(fuse_req_t request, const char *text, size_t text_bytes, size_t bytes,
+                uint64_t offset);
+/* Makes a handle for a file that needs nothing else, and answers the open. */
+void reply_plain_open(fuse_req_t request, uint64_t node, struct fuse_file_info *file,
+                      uint32_t open_flags);
+/* A thread's own buffer of at least `bytes` (at most 1 MiB is asked for); NULL = out of memory. */
+char *reply_buffer(size_t bytes);
+/* Answers a read from a descriptor. */
+void reply_read_fd(fuse_req_t request, int fd, size_t bytes, uint64_t offset);
+void stat_fill(struct stat *st, uint64_t node, mode_t mode, uid_t uid, gid_t gid, uint64_t size,
+               uint64_t mtime_ns);
+/* "../../objects/ID" */
+errint_t link_text(unsigned depth, const char *directory, const struct mob_id *id, char **target);
+/* Value of an xattr call from text: its length, copied if `bytes` allows. -ERANGE. */
+ssize_t xattr_value(const void *text, size_t text_bytes, void *value, size_t bytes);
+
+/* --- objects.c --- */
+/* Goes on with an open that waited: the object is ready or failed. */
+void object_open_continue(struct fs *fs, struct parked *parked, enum object_state state);
+/* READs of an object's bytes through the server: also for jobs' stdout. */
+void object_read(fuse_req_t request, uint64_t number, size_t bytes, uint64_t offset, uint64_t fh);
+void fs_object_changed(void *context, uint64_t number);
+void fs_object_freed(void *context, uint64_t number, const struct mob_id *id);
+void object_poll_again(struct fs *fs, uint64_t fh, struct handle *handle);
+
+/* --- staging.c --- */
+MOB_MUST_CHECK errint_t staging_open(struct staging **out);
+void staging_close(struct staging *staging);
+/* The file system calls of directories that staged files take part in. */
+void staging_create(fuse_req_t request, uint64_t parent, const char *name, mode_t mode,
+                        struct fuse_file_info *file);
+/* A handle that lives on from an earlier server. */
+void staging_adopt(struct fs *fs, const struct handle *handle);
+/* After all were adopted: finishes what is closed already; discards it if `discard`. */
+void staging_settle(struct fs *fs, bool discard);
+/* Is the staged file closed by all its writers, its release on the way? Then commits it and returns true; the name
+ * must be looked up again. With *wait set (without passthrough) the caller should wait for the release. */
+bool staging_finish_if_closed(struct fs *fs, uint64_t number, bool *wait);
+/* Sees to it that look-ups which wait for a release do not wait for long. */
+void staging_start_timer(struct fs *fs);
+/* A look-up that waited for a release is answered (directory.c). */
+void directory_lookup_continue(struct parked *parked);
+
+/* --- jobs.c --- */
+void job_open_continue(struct fs *fs, struct parked *parked);
+void job_poll_again(struct fs *fs, uint64_t fh, struct handle *handle);
+void fs_job_changed(void *context, uint64_t number);
+void fs_job_gone(void *context, uint64_t number, const struct mob_id *id);
+
+/* --- nodes.c, metrics.c --- */
+/* The text of a file of nodes/ID, or of metrics or README: a new string. */
+MOB_MUST_CHECK errint_t node_file_text(struct fs *fs, unsigned file, char **text, size_t *bytes);
+MOB_MUST_CHECK errint_t metrics_text(struct fs *fs, char **text, size_t *bytes);
+const char *node_file_name(unsigned file); /* NULL past the end */
+
+/* --- slow.c: one thread for what takes long --- */
+MOB_MUST_CHECK errint_t slow_open(struct slow **out);
+void slow_close(struct slow *slow);
+/* Runs function(argument) on the slow thread. False: out of memory. */
+bool slow_run(struct slow *slow, void (*function)(void *argument), void *argument);
+
+/* --- parking, ops.c --- */
+/* Parks the request that is being handled until the object or job ends, a signal comes, or it goes. */
+void park(fuse_req_t request, enum waiting_kind kind, uint64_t node, uint64_t number,
+          uint32_t open_flags);
+
+#endif

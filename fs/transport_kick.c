@@ -1,0 +1,135 @@
+/* Requests that wait in the kernel for a ring entry.
+ *
+ * The kernel (6.14 to 6.18) hands a waiting request out only when a reply is committed on its queue;
+ * registering more entries does not make it look. That's enough for a server that answers everything at
+ * once, but not for us: when all entries of a queue hold parked requests, or when its entries went
+ * with a killed server, nothing may ever be committed again, and what waits would wait for ever.
+ *
+ * So each queue keeps a spare: a request that nobody waits for, unanswered. Answering it is a commit, at
+ * any time. Spares come from FUSE_NOTIFY_RETRIEVE: asked for no bytes of a regular file it knows, the
+ * kernel sends a NOTIFY_REPLY to the queue of the core that we run on. Like any request, the spare stays
+ * in its slot when the server is killed, and is the successor's. */
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+
+#include "core/base/log.h"
+#include "fs/transport_ring.h"
+
+/* The `unique` of a NOTIFY_REPLY is ours to choose: not 0, and none that the kernel counts to. */
+#define SPARE_UNIQUE (1ull << 61)
+
+/* Wakes queues that want a spare and had no file to ask with. */
+static void wake_spareless(struct ring *ring)
+{
+    if (atomic_load_explicit(&ring->wanting, memory_order_relaxed) == 0)
+        return;
+    for (unsigned i = 0; i < ring->queue_count; i++) {
+        struct ring_queue *queue = &ring->queues[i];
+        if (!atomic_exchange_explicit(&queue->wants_file, false, memory_order_relaxed))
+            continue;
+        atomic_fetch_sub_explicit(&ring->wanting, 1, memory_order_relaxed);
+        ring_wake(queue);
+    }
+}
+
+void ring_note_file(struct ring_queue *queue, uint64_t nodeid)
+{
+    struct session *session = queue->ring->transport->session;
+    if (nodeid != queue->last_file) {
+        queue->last_file = nodeid;
+        uint64_t count = atomic_fetch_add_explicit(&session->files_noted, 1, memory_order_relaxed);
+        atomic_store_explicit(&session->files[count % SESSION_FILES], nodeid,
+                              memory_order_relaxed);
+    }
+    /* Also when it is no news: the kernel learns of a file after we have answered a look-up, so that the
+     * first try may have been too early. */
+    wake_spareless(queue->ring);
+}
+
+void ring_keep_spare(struct ring_entry *entry)
+{
+    struct ring_queue *queue = entry->queue;
+    queue->retrieving = false;
+    if (queue->spare)
+        ring_reply_empty(entry, 0);
+    else
+        queue->spare = entry;
+}
+
+static errint_t retrieve(struct ring_queue *queue, uint64_t nodeid)
+{
+    struct session *session = queue->ring->transport->session;
+    uint64_t number = atomic_fetch_add_explicit(&session->spares_made, 1, memory_order_relaxed);
+    struct fuse_notify_retrieve_out body = {
+        .notify_unique = SPARE_UNIQUE | number * ABI_UNIQUE_STEP,
+        .nodeid = nodeid,
+    };
+    struct fuse_out_header out = {.len = sizeof(out) + sizeof(body),
+                                  .error = FUSE_NOTIFY_RETRIEVE};
+    struct iovec iov[2] = {{&out, sizeof(out)}, {&body, sizeof(body)}};
+    return transport_write_device(queue->ring->transport, iov, 2);
+}
+
+/* True if one of the files noted is still known to the kernel, and a spare is on its way. */
+static bool ask_with_files(struct ring_queue *queue, uint64_t noted)
+{
+    struct session *session = queue->ring->transport->session;
+    uint64_t tries = noted < SESSION_FILES ? noted : SESSION_FILES;
+    for (uint64_t i = 1; i <= tries; i++) {
+        uint64_t nodeid = atomic_load_explicit(&session->files[(noted - i) % SESSION_FILES],
+                                               memory_order_relaxed);
+        errint_t failed = nodeid ? retrieve(queue, nodeid) : -ENOENT;
+        if (!failed)
+            return true;
+        if (failed != -ENOENT && failed != -EINVAL) {
+            mob_log_debug("queue %u: FUSE_NOTIFY_RETRIEVE: %s", queue->index, strerror(-failed));
+            return false;
+        }
+    }
+    return false;
+}
+
+static bool ask_for_spare(struct ring_queue *queue)
+{
+    struct ring *ring = queue->ring;
+    if (!queue->online || sched_getcpu() != (int)queue->index)
+        return false; /* where our core is offline, so are its requests */
+    if (atomic_load_explicit(&queue->wants_file, memory_order_relaxed))
+        return false; /* nothing new */
+    uint64_t noted =
+        atomic_load_explicit(&ring->transport->session->files_noted, memory_order_relaxed);
+    if (ask_with_files(queue, noted)) {
+        queue->retrieving = true;
+        return true;
+    }
+    atomic_store_explicit(&queue->wants_file, true, memory_order_relaxed);
+    atomic_fetch_add_explicit(&ring->wanting, 1, memory_order_relaxed);
+    return false;
+}
+
+bool ring_kick(struct ring_queue *queue)
+{
+    if (!queue->spare) {
+        if (queue->retrieving)
+            return false;
+        return ask_for_spare(queue) && queue->starved;
+    }
+    if (!queue->starved)
+        return false;
+    queue->kicked = queue->spare;
+    queue->spare = NULL;
+    ring_reply_empty(queue->kicked, 0);
+    return true;
+}
+
+/* The commit has been submitted, which is when the kernel looks, and what came of it has been handled.
+ * Requests for this queue are made on this core, where nobody else ran meanwhile: if the entry
+ * got none, none waits. */
+void ring_after_kick(struct ring_queue *queue)
+{
+    if (!queue->kicked)
+        return;
+    queue->kicked = NULL;
+    queue->starved = false;
+}

@@ -1,0 +1,292 @@
+/* The command's own logic: lines that come in pieces, "key value" files, exit codes, a mount that
+ * is only a directory. What needs a daemon is in tests/system/command.bats. */
+#include "unit.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "tools/cli_job.h"
+#include "tools/cli_lines.h"
+#include "tools/cli_mount.h"
+#include "tools/cli_target.h"
+
+#define OBJECT "0123456789abcdef00000000000000aa00000000"
+#define RESULT "0123456789abcdef00000000000000bb00000001"
+#define JOB "0123456789abcdef00000000000000bb00000000"
+
+/* --- lines --- */
+
+static void lines_arrive_in_pieces(void **state)
+{
+    (void)state;
+    int ends[2];
+    const char *line;
+    assert_int_equal(pipe(ends), 0);
+    struct cli_lines lines = {.fd = ends[0]};
+    assert_int_equal(cli_lines_next(&lines, &line), -EAGAIN);
+    assert_int_equal(write(ends[1], "fir", 3), 3);
+    assert_int_equal(cli_lines_next(&lines, &line), -EAGAIN);
+    assert_int_equal(write(ends[1], "st\n\nla", 6), 6);
+    assert_int_equal(cli_lines_next(&lines, &line), 1);
+    assert_string_equal(line, "first");
+    assert_int_equal(cli_lines_next(&lines, &line), 1);
+    assert_string_equal(line, "");
+    assert_int_equal(cli_lines_next(&lines, &line), -EAGAIN);
+    assert_int_equal(write(ends[1], "st", 2), 2);
+    close(ends[1]);
+    /* The last line needs no newline. */
+    assert_int_equal(cli_lines_next(&lines, &line), 1);
+    assert_string_equal(line, "last");
+    assert_int_equal(cli_lines_next(&lines, &line), 0);
+    assert_int_equal(cli_lines_next(&lines, &line), 0);
+    cli_lines_free(&lines);
+    close(ends[0]);
+}
+
+static void a_line_without_an_end_is_refused(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/mobula-test-cli-XXXXXX";
+    const char *line;
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    unlink(path);
+    assert_int_equal(ftruncate(fd, (off_t)(3 * CLI_LINES_LIMIT_BYTES)), 0);
+    struct cli_lines lines = {.fd = fd};
+    assert_int_equal(cli_lines_next(&lines, &line), -EFBIG);
+    cli_lines_free(&lines);
+    close(fd);
+}
+
+static void many_lines_come_whole(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/mobula-test-cli-XXXXXX";
+    const char *line;
+    char expected[32];
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    unlink(path);
+    for (int i = 0; i < 20000; i++)
+        dprintf(fd, "line %d\n", i);
+    lseek(fd, 0, SEEK_SET);
+    struct cli_lines lines = {.fd = fd};
+    for (int i = 0; i < 20000; i++) {
+        assert_int_equal(cli_lines_next(&lines, &line), 1);
+        snprintf(expected, sizeof expected, "line %d", i);
+        assert_string_equal(line, expected);
+    }
+    assert_int_equal(cli_lines_next(&lines, &line), 0);
+    cli_lines_free(&lines);
+    close(fd);
+}
+
+/* --- "key value" files --- */
+
+static void key_values_get_types(void **state)
+{
+    (void)state;
+    json_t *table = cli_parse_key_values("pid 12\ncpus 1.5\npassthrough yes\nversion 0.1\n"
+                                         "transport io_uring, 2 queues\nno-value\n\nlast no");
+    assert_int_equal(json_integer_value(json_object_get(table, "pid")), 12);
+    assert_true(json_real_value(json_object_get(table, "cpus")) == 1.5);
+    assert_true(json_is_true(json_object_get(table, "passthrough")));
+    assert_string_equal(json_string_value(json_object_get(table, "version")), "0.1");
+    assert_string_equal(json_string_value(json_object_get(table, "transport")),
+                        "io_uring, 2 queues");
+    assert_true(json_is_false(json_object_get(table, "last")));
+    assert_int_equal(json_object_size(table), 6);
+    json_decref(table);
+}
+
+static void key_values_outside_of_utf8_and_range_do_no_harm(void **state)
+{
+    (void)state;
+    json_t *table = cli_parse_key_values("bad \xff\xfe\nlarge 99999999999999999999999\ngood 1\n");
+    assert_null(json_object_get(table, "bad"));
+    assert_true(json_is_real(json_object_get(table, "large")));
+    assert_int_equal(json_integer_value(json_object_get(table, "good")), 1);
+    json_decref(table);
+}
+
+/* --- exit codes --- */
+
+static void a_job_decides_the_exit_code(void **state)
+{
+    (void)state;
+    struct cli_job_end end = {
+        .over = true, .succeeded = true, .has_code = true, .state = "succeeded"};
+    assert_int_equal(cli_job_exit(&end), 0);
+    assert_false(cli_job_needs_words(&end));
+    end = (struct cli_job_end){.over = true,
+                               .has_code = true,
+                               .code = 3,
+                               .state = "failed",
+                               .sentence = "job x exited with status 3"};
+    assert_int_equal(cli_job_exit(&end), 3);
+    assert_false(cli_job_needs_words(&end));
+    end = (struct cli_job_end){.over = true,
+                               .has_code = true,
+                               .code = 125,
+                               .state = "failed",
+                               .sentence = "needs y, whose cause is: job x exited with status 3"};
+    assert_int_equal(cli_job_exit(&end), 125);
+    assert_true(cli_job_needs_words(&end));
+    end = (struct cli_job_end){.over = true, .has_code = true, .code = 143, .state = "timed-out"};
+    assert_int_equal(cli_job_exit(&end), 124);
+    assert_true(cli_job_needs_words(&end));
+    end = (struct cli_job_end){.over = true, .state = "lost"};
+    assert_int_equal(cli_job_exit(&end), EX_UNAVAILABLE);
+    /* An output was not written: the process was happy, the job is not. */
+    end = (struct cli_job_end){.over = true,
+                               .has_code = true,
+                               .code = 0,
+                               .state = "failed",
+                               .sentence = "output x was not written"};
+    assert_int_equal(cli_job_exit(&end), 1);
+    assert_true(cli_job_needs_words(&end));
+}
+
+/* --- targets, in a directory that looks like a mount --- */
+
+static char root[] = "/tmp/mobula-test-cli-XXXXXX";
+
+static int make_tree(void **state)
+{
+    static const char *const directories[] = {"objects", "staging", "staging/d",
+                                              "run",     "jobs",    "jobs/" JOB};
+    static const char *const files[] = {"objects/" OBJECT, "objects/" RESULT, "staging/open"};
+    static const char *const links[][2] = {{"../objects/" OBJECT, "staging/a"},
+                                           {"../../objects/" OBJECT, "staging/d/b"},
+                                           {"../jobs/" JOB, "run/j"},
+                                           {"../../objects/" RESULT, "jobs/" JOB "/result"},
+                                           {"/etc/passwd", "staging/outside"}};
+    (void)state;
+    if (!mkdtemp(root) || chdir(root))
+        return -1;
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(directories); i++)
+        if (mkdir(directories[i], 0755))
+            return -1;
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(files); i++)
+        if (mob_write_file(AT_FDCWD, files[i], "x", 1, 0644))
+            return -1;
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(links); i++)
+        if (symlink(links[i][0], links[i][1]))
+            return -1;
+    return chdir("/");
+}
+
+static int remove_tree(void **state)
+{
+    char command[128];
+    (void)state;
+    snprintf(command, sizeof command, "rm -r %s", root);
+    return system(command);
+}
+
+static void find_mount(struct cli_mount *mount)
+{
+    struct cli cli = {.mount_option = root};
+    struct mob_error err = {0};
+    assert_int_equal(cli_mount_find(&cli, mount, &err), 0);
+}
+
+static void names_ids_and_paths_find_the_same_object(void **state)
+{
+    char absolute[PATH_MAX + 16];
+    struct cli_mount mount;
+    struct cli_target target;
+    struct mob_error err = {0};
+    (void)state;
+    find_mount(&mount);
+    snprintf(absolute, sizeof absolute, "%s/staging/d/b", mount.path);
+    const char *const texts[] = {OBJECT, "a", "d/b", "staging/a", "objects/" OBJECT, absolute};
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(texts); i++) {
+        assert_int_equal(cli_target_find(&mount, texts[i], &target, &err), 0);
+        assert_int_equal(target.kind, CLI_TARGET_OBJECT);
+        assert_string_equal(target.id_text, OBJECT);
+        assert_string_equal(target.path, "objects/" OBJECT);
+    }
+    cli_mount_close(&mount);
+}
+
+static void a_job_stands_for_its_result(void **state)
+{
+    static const char *const texts[] = {JOB, "j", "run/j", "jobs/" JOB};
+    struct cli_mount mount;
+    struct cli_target target;
+    struct mob_error err = {0};
+    (void)state;
+    find_mount(&mount);
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(texts); i++) {
+        assert_int_equal(cli_target_job(&mount, texts[i], &target, &err), 0);
+        assert_string_equal(target.id_text, JOB);
+        assert_int_equal(cli_target_object(&mount, texts[i], &target, &err), 0);
+        assert_string_equal(target.id_text, RESULT);
+    }
+    cli_mount_close(&mount);
+}
+
+static void what_is_neither_says_why(void **state)
+{
+    static const struct {
+        const char *text;
+        errint_t error;
+        const char *words;
+    } cases[] = {
+        {"", -ENOENT, "empty"},
+        {"no-such-name", -ENOENT, "no-such-name"},
+        {"0123456789abcdef00000000000000cc00000000", -ENOENT, "no such object or job"},
+        {"0123456789abcdef00000000000000cc00000001", -ENOENT, "no such object or job"},
+        {"outside", -ENOENT, "not in the mount"},
+        {"/etc/passwd", -ENOENT, "not in the mount"},
+        {"open", -EBUSY, "being written"},
+        {"d", -EISDIR, "directory"},
+        {"objects", -ENOENT, "neither"},
+        {"../etc", -ENOENT, ""},
+    };
+    struct cli_mount mount;
+    struct cli_target target;
+    (void)state;
+    find_mount(&mount);
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(cases); i++) {
+        struct mob_error err = {0};
+        errint_t error = cli_target_object(&mount, cases[i].text, &target, &err);
+        assert_int_equal(error, cases[i].error);
+        assert_non_null(strstr(err.message, cases[i].words));
+        assert_string_not_equal(err.message, "");
+    }
+    struct mob_error err = {0};
+    assert_int_equal(cli_target_job(&mount, "a", &target, &err), -EINVAL);
+    cli_mount_close(&mount);
+}
+
+static void a_plain_directory_is_no_mount(void **state)
+{
+    struct cli cli = {.mount_option = "/tmp"};
+    struct cli_mount mount;
+    struct mob_error err = {0};
+    (void)state;
+    assert_int_equal(cli_mount_find(&cli, &mount, &err), -ENOENT);
+    assert_non_null(strstr(err.message, "/tmp"));
+    assert_false(cli_mount_is_mounted("/"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(lines_arrive_in_pieces),
+        cmocka_unit_test(a_line_without_an_end_is_refused),
+        cmocka_unit_test(many_lines_come_whole),
+        cmocka_unit_test(key_values_get_types),
+        cmocka_unit_test(key_values_outside_of_utf8_and_range_do_no_harm),
+        cmocka_unit_test(a_job_decides_the_exit_code),
+        cmocka_unit_test(names_ids_and_paths_find_the_same_object),
+        cmocka_unit_test(a_job_stands_for_its_result),
+        cmocka_unit_test(what_is_neither_says_why),
+        cmocka_unit_test(a_plain_directory_is_no_mount),
+    };
+    return cmocka_run_group_tests(tests, make_tree, remove_tree);
+}

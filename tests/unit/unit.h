@@ -1,0 +1,11 @@
+/* What every unit test includes, in the order cmocka wants. */
+#ifndef MOBULA_TESTS_UNIT_H
+#define MOBULA_TESTS_UNIT_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#endif

@@ -1,0 +1,73 @@
+/* mobula doctor: what this machine can do, and how to mend what it can't. */
+#include "tools/cmd_doctor.h"
+
+#include <stdarg.h>
+#include <string.h>
+
+#include "tools/cli_daemon.h"
+
+static const char help[] =
+    "Usage: mobula doctor [--state DIR] [--json]\n"
+    "Check what this machine can do, line by line, and say how to mend what it can't.\n"
+    "Status 0: usable (warnings are about speed or limits); 69: not.\n"
+    "\n"
+    "      --state DIR    the state directory to look at (default: that of 'mobula up')\n"
+    "      --json         print JSON\n"
+    "\n"
+    "Example:\n"
+    "  mobula doctor\n";
+
+static const char *const verdicts[] = {"ok", "warn", "fail"};
+
+void doctor_find(struct doctor *doctor, const char *check, enum doctor_verdict verdict,
+                 const char *mend, const char *format, ...)
+{
+    char text[600];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    doctor->failed |= verdict == DOCTOR_FAIL;
+    doctor->warnings += verdict == DOCTOR_WARN;
+    if (verdict == DOCTOR_OK)
+        mend = NULL;
+    if (doctor->findings) {
+        json_array_append_new(doctor->findings,
+                              json_pack("{s:s, s:s, s:s, s:s*}", "check", check, "status",
+                                        verdicts[verdict], "text", text, "mend", mend));
+        return;
+    }
+    printf("%-5s %-14s %s\n", verdicts[verdict], check, text);
+    if (mend)
+        printf("%20s mend: %s\n", "", mend);
+}
+
+static int run(struct cli *cli, int argc, char **argv)
+{
+    enum { OPTION_STATE = CLI_OPTION_FIRST };
+    static const struct option longs[] = {CLI_COMMON_OPTIONS,
+                                          CLI_JSON_OPTION,
+                                          {"state", required_argument, NULL, OPTION_STATE},
+                                          {NULL, 0, NULL, 0}};
+    char state[PATH_MAX];
+    cli_default_state("node", state);
+    struct doctor doctor = {.cli = cli, .state = state};
+    while (cli_getopt(cli, argc, argv, "", longs) != -1)
+        doctor.state = optarg;
+    if (argc > optind)
+        cli_usage(cli, "unexpected argument '%s'", argv[optind]);
+    if (cli->json)
+        doctor.findings = json_array();
+    doctor_check_kernel(&doctor);
+    doctor_check_machine(&doctor);
+    if (cli->json)
+        cli_print_json(
+            json_pack("{s:b, s:o}", "usable", !doctor.failed, "checks", doctor.findings));
+    else
+        printf("%s", doctor.failed     ? "\nNot usable: mend what is marked 'fail'.\n"
+                     : doctor.warnings ? "\nUsable.\n"
+                                       : "\nAll is well.\n");
+    return doctor.failed ? EX_UNAVAILABLE : EX_OK;
+}
+
+const struct cli_command cmd_doctor = {"doctor", "check what this machine can do", help, run};

@@ -1,0 +1,33 @@
+/* What `mobula doctor` checks: a list of findings, each with how to mend it. */
+#ifndef MOBULA_TOOLS_CMD_DOCTOR_H
+#define MOBULA_TOOLS_CMD_DOCTOR_H
+
+#include <limits.h>
+
+#include "tools/cli_common.h"
+
+enum doctor_verdict { DOCTOR_OK, DOCTOR_WARN, DOCTOR_FAIL };
+
+struct doctor {
+    const struct cli *cli;
+    const char *state; /* the state directory that would be used */
+    json_t *findings;  /* with --json */
+    bool failed;
+    unsigned warnings;
+};
+
+/* Adds and prints one finding. `mend` is NULL or a sentence. */
+void doctor_find(struct doctor *doctor, const char *check, enum doctor_verdict verdict,
+                 const char *mend, const char *format, ...) MOB_PRINTF(5, 6);
+
+/* True if the running kernel is at least this. */
+bool doctor_kernel_is(int major, int minor);
+/* True if this process has CAP_SYS_ADMIN. */
+bool doctor_is_admin(void);
+
+/* The kernel's side: version, FUSE, ring, passthrough. */
+void doctor_check_kernel(struct doctor *doctor);
+/* The machine's: memory, limits, disk, programs, mounts. */
+void doctor_check_machine(struct doctor *doctor);
+
+#endif

@@ -1,0 +1,31 @@
+/* Options of `mobula up`: from the command line, then from a file. */
+#ifndef MOBULA_TOOLS_CMD_UP_OPTIONS_H
+#define MOBULA_TOOLS_CMD_UP_OPTIONS_H
+
+#include "tools/cli_common.h"
+
+/* An option is a string, as mobulad takes it; NULL = not given. */
+struct up_options {
+    char *name;
+    char *state;
+    char *memory;
+    char *cpus;
+    char *transport;
+    char *no_passthrough; /* "yes" or "no" */
+    char *log;
+    char *config; /* not from a file */
+    bool foreground;
+};
+
+/* Sets the option `key` ("memory") unless it is set already. -ENOENT: no such option; -EOPNOTSUPP:
+ * one of SPEC.md that is not there yet; -EINVAL and a sentence: a bad value. */
+MOB_MUST_CHECK errint_t up_options_set(struct up_options *options, const char *key,
+                                       const char *value, struct mob_error *err);
+
+/* Fills what the command line left open from the option file, section [NAME] before no section,
+ * then from the defaults. The default file may be missing. Sentences name the file. */
+MOB_MUST_CHECK errint_t up_options_complete(struct up_options *options, struct mob_error *err);
+
+void up_options_free(struct up_options *options);
+
+#endif

@@ -1,0 +1,234 @@
+/* The places of a daemon: state directory, memory directory, and what is kept of memory between an
+ * orderly end and the next start. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "core/base/log.h"
+#include "core/base/util.h"
+#include "core/cluster/identity.h"
+#include "tools/settings.h"
+
+static errint_t make_place(const char *path, mode_t mode, struct mob_error *err)
+{
+    errint_t error = mob_make_directories(path, mode);
+    if (!error && chmod(path, mode))
+        error = -errno;
+    if (error)
+        mob_error_set(err, error, "can't make the directory %s: %s", path, strerror(-error));
+    return error;
+}
+
+static errint_t lock_state(const struct settings *settings, int *lock_fd, struct mob_error *err)
+{
+    char path[PATH_MAX + 16];
+    snprintf(path, sizeof path, "%s/keeper.lock", settings->state_dir);
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return mob_error_set(err, -errno, "can't open %s: %s", path, strerror(errno));
+    if (flock(fd, LOCK_EX | LOCK_NB)) {
+        errint_t error = errno == EWOULDBLOCK ? -EBUSY : -errno;
+        close(fd);
+        return mob_error_set(err, error,
+                             "the state directory %s is in use by another mobulad; end that one "
+                             "(mobula down) or give another --state or --name",
+                             settings->state_dir);
+    }
+    *lock_fd = fd;
+    return 0;
+}
+
+static bool is_own_tmpfs(const char *path)
+{
+    struct statfs fs;
+    struct stat here, above;
+    char parent[PATH_MAX + 8];
+    snprintf(parent, sizeof parent, "%s/..", path);
+    return !statfs(path, &fs) && fs.f_type == TMPFS_MAGIC && !stat(path, &here) &&
+           !stat(parent, &above) && here.st_dev != above.st_dev;
+}
+
+static errint_t mount_tmpfs(const struct settings *settings, struct mob_error *err)
+{
+    char data[128];
+    unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOATIME;
+    if (is_own_tmpfs(settings->memory_dir))
+        flags |= MS_REMOUNT;
+    /* Huge pages make large objects faster to write and map (DESIGN.md); kernels without them refuse the option. */
+    snprintf(data, sizeof data, "size=%llu,mode=0711,huge=within_size",
+             (unsigned long long)settings->memory_bytes);
+    if (!mount("mobula", settings->memory_dir, "tmpfs", flags, data))
+        return 0;
+    snprintf(data, sizeof data, "size=%llu,mode=0711",
+             (unsigned long long)settings->memory_bytes);
+    if (!mount("mobula", settings->memory_dir, "tmpfs", flags, data))
+        return 0;
+    return mob_error_set(err, -errno, "can't mount a tmpfs of %llu bytes at %s: %s",
+                         (unsigned long long)settings->memory_bytes, settings->memory_dir,
+                         strerror(errno));
+}
+
+static errint_t place_memory(struct settings *settings, struct mob_error *err)
+{
+    if (settings->own_tmpfs) {
+        snprintf(settings->memory_dir, sizeof settings->memory_dir, "%.*s/memory", PATH_MAX - 8,
+                 settings->state_dir);
+        errint_t error = make_place(settings->memory_dir, 0711, err);
+        return error ? error : mount_tmpfs(settings, err);
+    }
+    /* The state directory's own number tells one folder from another. */
+    struct stat st;
+    if (stat(settings->state_dir, &st))
+        return mob_error_set(err, -errno, "%s: %s", settings->state_dir, strerror(errno));
+    snprintf(settings->memory_dir, sizeof settings->memory_dir, "/dev/shm/mobula-%u-%llx-%llx",
+             (unsigned)getuid(), (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
+    errint_t error = make_place(settings->memory_dir, 0700, err);
+    struct statfs fs;
+    if (!error && (lstat(settings->memory_dir, &st) || !S_ISDIR(st.st_mode) ||
+                   st.st_uid != getuid()))
+        error = mob_error_set(err, -EPERM, "%s belongs to somebody else", settings->memory_dir);
+    if (!error && !statfs("/dev/shm", &fs) &&
+        (uint64_t)fs.f_blocks * (uint64_t)fs.f_bsize < settings->memory_bytes) {
+        uint64_t whole = (uint64_t)fs.f_blocks * (uint64_t)fs.f_bsize;
+        mob_log_warning("/dev/shm has %llu bytes, less than --memory: using that. In a container, "
+                        "give it more (docker run --shm-size)",
+                        (unsigned long long)whole);
+        settings->memory_bytes = whole;
+    }
+    return error;
+}
+
+/* --- memory kept on disk between an orderly end and the next start --- */
+
+static errint_t copy_file(int from_dir, int to_dir, const char *name)
+{
+    cleanup_fd int from = openat(from_dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (from < 0)
+        return -errno;
+    cleanup_fd int to = openat(to_dir, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (to < 0)
+        return -errno;
+    size_t room = 1u << 20;
+    cleanup_free char *buffer = malloc(room);
+    if (!buffer)
+        return -ENOMEM;
+    ssize_t got;
+    while ((got = mob_read_full(from, buffer, room)) > 0) {
+        errint_t error = mob_write_full(to, buffer, (size_t)got);
+        if (error)
+            return error;
+    }
+    if (got < 0)
+        return (errint_t)got;
+    return fsync(to) ? -errno : 0;
+}
+
+/* Copies every regular file that has bytes; removes each source after it if `move`. */
+static errint_t copy_all(const char *from, const char *to, bool move)
+{
+    cleanup_fd int to_dir = open(to, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (to_dir < 0)
+        return -errno;
+    DIR *dir = opendir(from);
+    if (!dir)
+        return errno == ENOENT ? 0 : -errno;
+    errint_t error = 0;
+    struct dirent *entry;
+    struct stat st;
+    while (!error && (entry = readdir(dir))) {
+        if (fstatat(dirfd(dir), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
+            continue;
+        if (st.st_size)
+            error = copy_file(dirfd(dir), to_dir, entry->d_name);
+        if (!error && move)
+            unlinkat(dirfd(dir), entry->d_name, 0);
+    }
+    closedir(dir);
+    return error;
+}
+
+static void remove_all(const char *path)
+{
+    DIR *dir = opendir(path);
+    if (!dir)
+        return;
+    struct dirent *entry;
+    while ((entry = readdir(dir)))
+        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+            unlinkat(dirfd(dir), entry->d_name, 0);
+    closedir(dir);
+    rmdir(path);
+}
+
+static errint_t restore_memory(const struct settings *settings, const char *data_dir,
+                               struct mob_error *err)
+{
+    if (access(settings->saved_dir, F_OK))
+        return 0;
+    errint_t error = copy_all(settings->saved_dir, data_dir, true);
+    if (error)
+        return mob_error_set(err, error,
+                             "objects kept in %s don't fit into memory (%llu bytes): %s; give a "
+                             "larger --memory",
+                             settings->saved_dir, (unsigned long long)settings->memory_bytes,
+                             strerror(-error));
+    rmdir(settings->saved_dir);
+    return 0;
+}
+
+errint_t settings_save_memory(const struct settings *settings, struct mob_error *err)
+{
+    char data_dir[PATH_MAX + 8];
+    snprintf(data_dir, sizeof data_dir, "%s/data", settings->memory_dir);
+    errint_t error = mob_make_directories(settings->saved_dir, 0700);
+    if (!error)
+        error = copy_all(data_dir, settings->saved_dir, false);
+    if (error) {
+        remove_all(settings->saved_dir);
+        return mob_error_set(err, error,
+                             "memory can't be kept on disk (%s): %s; it stays in %s until the "
+                             "machine goes down",
+                             settings->saved_dir, strerror(-error), settings->memory_dir);
+    }
+    rmdir(settings->saved_dir); /* if it is empty */
+    if (settings->own_tmpfs) {
+        if (umount2(settings->memory_dir, MNT_DETACH))
+            return mob_error_set(err, -errno, "can't unmount %s: %s", settings->memory_dir,
+                                 strerror(errno));
+        rmdir(settings->memory_dir);
+        return 0;
+    }
+    remove_all(data_dir);
+    remove_all(settings->work_dir);
+    remove_all(settings->memory_dir);
+    return 0;
+}
+
+errint_t settings_prepare(struct settings *settings, int *lock_fd, struct mob_error *err)
+{
+    char data_dir[PATH_MAX + 8];
+    /* Others may pass through, to the work directories of their own jobs. */
+    errint_t error = make_place(settings->state_dir, settings->own_tmpfs ? 0711 : 0700, err);
+    if (!error)
+        error = lock_state(settings, lock_fd, err);
+    if (!error)
+        error = place_memory(settings, err);
+    if (!error)
+        error = identity_load(settings->state_dir, settings->owner, err);
+    if (error)
+        return error;
+    snprintf(settings->work_dir, sizeof settings->work_dir, "%s/work", settings->memory_dir);
+    snprintf(settings->saved_dir, sizeof settings->saved_dir, "%s/saved", settings->state_dir);
+    snprintf(data_dir, sizeof data_dir, "%s/data", settings->memory_dir);
+    error = make_place(settings->work_dir, 0711, err);
+    if (!error)
+        error = make_place(data_dir, 0700, err);
+    return error ? error : restore_memory(settings, data_dir, err);
+}

@@ -1,0 +1,20 @@
+/* Server: the process that serves a mount; the keeper starts it again when it dies. */
+#ifndef MOBULA_TOOLS_SERVER_H
+#define MOBULA_TOOLS_SERVER_H
+
+#include "fs/session.h"
+#include "tools/settings.h"
+
+struct server_options {
+    const struct settings *settings;
+    struct session *session;
+    int connection_fd; /* the FUSE connection */
+    int launcher_fd;
+    int keeper_pid;
+    int ready_fd; /* gets "ok\n" or "error SENTENCE\n"; closed */
+};
+
+/* Serves until the mount goes or SIGTERM comes. Returns an exit status: 0 = an orderly end. */
+int server_run(const struct server_options *options);
+
+#endif
