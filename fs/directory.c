@@ -257,23 +257,37 @@ void directory_rmdir(fuse_req_t request, uint64_t parent, const char *name)
     fuse_reply_err(request, done_before(error, -ENOENT) ? 0 : -error);
 }
 
+/* Another name for a job holds it, as one for an object does. */
+static errint_t link_job(struct fs *fs, uint64_t directory, const char *name,
+                         const struct mob_id *job, const struct fuse_ctx *who,
+                         struct name_info *info)
+{
+    errint_t error = names_link_job(fs->store, directory, name, job, who->uid, who->gid, info);
+    if (!error)
+        jobs_name_added(fs->jobs, job);
+    return error;
+}
+
 void directory_symlink(fuse_req_t request, const char *text, uint64_t parent, const char *name)
 {
     struct fs *fs = fs_of(request);
-    const struct fuse_ctx *context = fuse_req_ctx(request);
+    const struct fuse_ctx *who = fuse_req_ctx(request);
     const char *slash = strrchr(text, '/'), *last = slash ? slash + 1 : text;
+    uint64_t directory = node_number(parent);
     struct name_info info;
     struct object_info object;
+    struct job_info job;
     struct mob_id id;
+    bool is_id = mob_id_parse(last, strlen(last), &id);
     errint_t error;
-    if (mob_id_parse(last, strlen(last), &id) && !store_find(fs->store, &id, &object))
-        error = names_link_object(fs->store, node_number(parent), name, &id, context->uid,
-                                  context->gid, &info);
+    if (is_id && !store_find(fs->store, &id, &object))
+        error = names_link_object(fs->store, directory, name, &id, who->uid, who->gid, &info);
+    else if (is_id && !jobs_find(fs->jobs, &id, &job))
+        error = link_job(fs, directory, name, &id, who, &info);
     else
-        error = names_make_symlink(fs->store, node_number(parent), name, text, context->uid,
-                                   context->gid, &info);
+        error = names_make_symlink(fs->store, directory, name, text, who->uid, who->gid, &info);
     if (done_before(error, -EEXIST))
-        error = names_find(fs->store, node_number(parent), name, &info);
+        error = names_find(fs->store, directory, name, &info);
     if (error)
         fuse_reply_err(request, -error);
     else
@@ -283,18 +297,22 @@ void directory_symlink(fuse_req_t request, const char *text, uint64_t parent, co
 void directory_link(fuse_req_t request, uint64_t node, uint64_t parent, const char *name)
 {
     struct fs *fs = fs_of(request);
-    const struct fuse_ctx *context = fuse_req_ctx(request);
+    const struct fuse_ctx *who = fuse_req_ctx(request);
     enum node_kind kind = node_kind(node);
     struct object_info object;
+    struct job_info job;
     struct name_info info;
-    if (kind != NODE_OBJECT && kind != NODE_OBJECT_LINK) {
-        fuse_reply_err(request, EPERM);
-        return;
+    errint_t error = -EPERM;
+    if (kind == NODE_OBJECT || kind == NODE_OBJECT_LINK) {
+        error = store_info(fs->store, node_number(node), &object);
+        if (!error)
+            error = names_link_object(fs->store, node_number(parent), name, &object.id, who->uid,
+                                      who->gid, &info);
+    } else if (kind == NODE_JOB_LINK) {
+        error = jobs_info(fs->jobs, node_number(node), &job);
+        if (!error)
+            error = link_job(fs, node_number(parent), name, &job.id, who, &info);
     }
-    errint_t error = store_info(fs->store, node_number(node), &object);
-    if (!error)
-        error = names_link_object(fs->store, node_number(parent), name, &object.id, context->uid,
-                                  context->gid, &info);
     if (done_before(error, -EEXIST))
         error = names_find(fs->store, node_number(parent), name, &info);
     if (error)

@@ -13,6 +13,8 @@
 #define BUCKETS 4096u
 #define SPEC_LIMIT_BYTES (16u << 20)
 #define RELEASE_TICK_NS 5000000
+/* The kernel sees every change of a staged file's size itself; what it may miss for so long are the times of a mapping's writes. */
+#define ATTRIBUTE_SECONDS 1.0
 
 struct state {
     struct state *next;
@@ -121,6 +123,20 @@ static void wake_lookups(struct fs *fs, uint64_t number)
         directory_lookup_continue(&parked);
 }
 
+/* What the parser is to see: all of the file, or a byte more than it takes. */
+static errint_t spec_text(struct fs *fs, uint64_t number, char **text, size_t *bytes)
+{
+    errint_t error = staged_content(fs->store, number, SPEC_LIMIT_BYTES, text, bytes);
+    if (error != -EFBIG)
+        return error;
+    *text = malloc(SPEC_LIMIT_BYTES + 1);
+    if (!*text)
+        return -ENOMEM;
+    ssize_t got = staged_read(fs->store, number, *text, SPEC_LIMIT_BYTES + 1, 0);
+    *bytes = got > 0 ? (size_t)got : 0;
+    return got < 0 ? (errint_t)got : 0;
+}
+
 /* A refused spec is a job too, in state `rejected`: its name shows why. */
 static errint_t submit(struct fs *fs, const struct staged_info *info)
 {
@@ -128,12 +144,7 @@ static errint_t submit(struct fs *fs, const struct staged_info *info)
         return -EBUSY;
     cleanup_free char *text = NULL;
     size_t bytes = 0;
-    errint_t error = staged_content(fs->store, info->number, SPEC_LIMIT_BYTES, &text, &bytes);
-    if (error == -EFBIG) { /* too large is a bad spec: let the parser say so of its beginning */
-        mob_log_warning("a job spec is larger than %u bytes: discarded", SPEC_LIMIT_BYTES);
-        staged_discard(fs->store, info->number);
-        return 0;
-    }
+    errint_t error = spec_text(fs, info->number, &text, &bytes);
     if (error)
         return error;
     struct job_credentials who = {
@@ -331,7 +342,9 @@ void staging_create(fuse_req_t request, uint64_t parent, const char *name, mode_
         fuse_reply_err(request, -error);
         return;
     }
-    struct fuse_entry_param entry = {.ino = node_id(NODE_STAGED, 0, info.number), .generation = 1};
+    struct fuse_entry_param entry = {.ino = node_id(NODE_STAGED, 0, info.number),
+                                     .generation = 1,
+                                     .attr_timeout = ATTRIBUTE_SECONDS};
     stat_fill(&entry.attr, entry.ino, info.mode, info.uid, info.gid, info.size, info.mtime_ns);
     transport_reply_create(request, &entry, fh, 0, handle->backing_id);
 }
@@ -455,9 +468,8 @@ static errint_t check_close(struct fs *fs, uint64_t number)
         return staged_check(fs->store, number, &err);
     cleanup_free char *text = NULL;
     size_t bytes = 0;
-    error = staged_content(fs->store, number, SPEC_LIMIT_BYTES, &text, &bytes);
-    /* Empty so far: the shell closes a duplicate before anything is written. */
-    return error || !bytes ? error : jobs_check(text, bytes, &err);
+    error = spec_text(fs, number, &text, &bytes);
+    return error ? error : jobs_check(text, bytes, &err);
 }
 
 static void staged_flush(fuse_req_t request, uint64_t node, uint64_t fh)
@@ -520,7 +532,7 @@ static errint_t staged_attributes(struct fs *fs, uint64_t node, struct stat *out
     stat_fill(out, node, info.mode, info.uid, info.gid, info.size, info.mtime_ns);
     out->st_blocks = (blkcnt_t)info.blocks;
     out->st_nlink = info.unlinked ? 0 : 1;
-    *timeout = 0;
+    *timeout = ATTRIBUTE_SECONDS;
     return 0;
 }
 

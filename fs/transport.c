@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +16,8 @@
 
 #include "core/base/log.h"
 #include "core/base/util.h"
+
+enum { KICKER_POLL_MS = 50 };
 
 _Thread_local struct current_request transport_current;
 
@@ -118,7 +121,10 @@ static void on_init(void *context, struct fuse_conn_info *connection)
 static void patch_init_reply(struct transport *transport, struct abi_init_out *out)
 {
     struct session *session = transport->session;
-    uint64_t flags = ABI_INIT_EXT | (transport->kernel_flags & ABI_INIT_HAS_RESEND);
+    /* HANDLE_KILLPRIV_V2: without it every write asks for security.capability first. There is nothing to
+     * kill: the mount is nosuid, and no object keeps such a bit. */
+    uint64_t flags = ABI_INIT_EXT |
+                     (transport->kernel_flags & (ABI_INIT_HAS_RESEND | FUSE_HANDLE_KILLPRIV_V2));
     if (atomic_load(&session->ring))
         flags |= ABI_INIT_OVER_IO_URING;
     if (atomic_load(&session->passthrough)) {
@@ -485,11 +491,13 @@ static errint_t start_ring(struct transport *transport, struct mob_error *err)
     transport->kind = TRANSPORT_RING;
     errint_t failed = ring_create(transport);
     if (failed)
-        return mob_error_set(err, failed, "out of memory");
+        return mob_error_set(err, failed, "cannot make the ring: %s", strerror(-failed));
     /* What the ring does not carry: FORGET, INTERRUPT, and what came before it was ready. */
     failed = device_start(transport, 1, false, err);
     if (!failed)
         failed = ring_start(transport, err);
+    if (!failed && transport->successor)
+        ring_kick_from_outside(transport);
     describe(transport, ring_queue_count(transport));
     return failed;
 }
@@ -507,9 +515,12 @@ static errint_t start_threads(struct transport *transport, struct mob_error *err
 
 static void wait_for_stop(struct transport *transport)
 {
-    uint64_t count;
-    while (read(transport->stop_fd, &count, sizeof(count)) < 0 && errno == EINTR)
-        ;
+    struct pollfd stop = {.fd = transport->stop_fd, .events = POLLIN};
+    for (;;) {
+        bool kicking = ring_reap_kicker(transport);
+        if (poll(&stop, 1, kicking ? KICKER_POLL_MS : -1) > 0)
+            return;
+    }
 }
 
 errint_t transport_negotiate(struct transport *transport, struct mob_error *err)
@@ -534,10 +545,11 @@ errint_t transport_serve(struct transport *transport, struct mob_error *err)
     if (failed)
         return failed == -ECANCELED ? 0 : failed;
 
+    /* Before any thread reads: what is sent again is taken back from whoever has it in hand. */
+    if (transport->successor)
+        device_resend(transport);
     failed = start_threads(transport, err);
     if (!failed) {
-        if (transport->successor)
-            device_resend(transport);
         mob_log_info("serving: %s", transport->description);
         wait_for_stop(transport);
     }

@@ -96,6 +96,7 @@ static void *device_thread(void *argument)
         transport_pin_thread(start.number);
     char *buffer = aligned_alloc(SESSION_PAGE_BYTES, device_buffer_bytes(transport));
     if (buffer) {
+        transport_touch(buffer, device_buffer_bytes(transport));
         serve_device(transport, buffer);
     } else {
         mob_log_error("no memory for a thread that reads /dev/fuse");

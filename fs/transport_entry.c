@@ -2,6 +2,7 @@
  * session_layout.h. */
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include "core/base/log.h"
@@ -105,6 +106,19 @@ static void refuse_malformed(struct ring_entry *entry)
     ring_reply_empty(entry, -EIO);
 }
 
+/* Ten thousand opens may wait: what they need is in their headers, not in the page of payload that
+ * touch_entry() mapped. Before anybody may be writing a reply there. */
+static void give_back_memory(struct ring_entry *entry)
+{
+    struct ring_queue *queue = entry->queue;
+    unsigned entries = atomic_load_explicit(&queue->entries, memory_order_relaxed);
+    unsigned available = atomic_load_explicit(&queue->available, memory_order_relaxed);
+    if (entries - available < RING_MANY_PARKED || ring_header(entry)->payload_bytes > 0)
+        return;
+    (void)madvise(session_slot_payload(queue->ring->transport->session, entry->slot),
+                  SESSION_PAGE_BYTES, MADV_REMOVE);
+}
+
 void ring_take_request(struct ring_entry *entry, bool resent)
 {
     struct transport *transport = entry->queue->ring->transport;
@@ -128,6 +142,8 @@ void ring_take_request(struct ring_entry *entry, bool resent)
     }
     if (in->opcode == FUSE_OPEN || in->opcode == FUSE_RELEASE)
         ring_note_file(entry->queue, in->nodeid);
+    if (in->opcode == FUSE_OPEN)
+        give_back_memory(entry);
     transport_handle(transport, request, size, id, resent, entry);
     if (is_answered(entry, id))
         return;

@@ -94,6 +94,15 @@ void transport_end(struct transport *transport);
 errint_t transport_write_device(struct transport *transport, const struct iovec *iov, int count);
 void transport_pin_thread(unsigned core);
 void transport_name_thread(const char *what, unsigned number);
+/* Maps memory that the kernel is to copy requests into. It copies on our threads, and while one is being
+ * killed it takes no page faults: the request would end with EIO or EINTR instead of staying for a
+ * successor. The content is lost. */
+static inline void transport_touch(char *memory, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i += SESSION_PAGE_BYTES)
+        ((volatile char *)memory)[i] = 0;
+}
+
 /* --- transport_device.c --- */
 
 /* Starts `count` more threads that read /dev/fuse, pinned to a core each when `pin`. */
@@ -121,7 +130,17 @@ void ring_destroy(struct transport *transport);
 errint_t ring_reply(struct transport *transport, const struct iovec *iov, int count);
 /* An INTERRUPT of the request with the kernel's `target`. False: the ring has no such request. */
 bool ring_interrupt(struct transport *transport, uint64_t target);
+/* Successor only, once serving: makes requests from a process of its own for queues that have no
+ * spare, see transport_kick.c. */
+void ring_kick_from_outside(struct transport *transport);
+/* True if that process is still there. Does not wait for it. */
+bool ring_reap_kicker(struct transport *transport);
 void ring_count(struct transport *transport, struct transport_counters *out);
 unsigned ring_queue_count(const struct transport *transport);
+
+/* --- transport_mount.c --- */
+
+/* Where `fd` was mounted by this process or the one it was forked from; NULL: not known. */
+const char *mount_path(int fd);
 
 #endif

@@ -8,10 +8,20 @@
  * So each queue keeps a spare: a request that nobody waits for, unanswered. Answering it is a commit, at
  * any time. Spares come from FUSE_NOTIFY_RETRIEVE: asked for no bytes of a regular file it knows, the
  * kernel sends a NOTIFY_REPLY to the queue of the core that we run on. Like any request, the spare stays
- * in its slot when the server is killed, and is the successor's. */
+ * in its slot when the server is killed, and is the successor's.
+ *
+ * A parked open is of a file that the kernel knows, so entries that ran out for parked opens can always
+ * be helped. A successor may find neither spare nor file (nothing had been opened yet, or it was
+ * removed since): then a process of its own asks the mount something on the core in question. It must
+ * be a process: a thread that waits for its own server cannot die with it. */
 #include <errno.h>
 #include <sched.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/statfs.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "core/base/log.h"
 #include "fs/transport_ring.h"
@@ -26,7 +36,7 @@ static void wake_spareless(struct ring *ring)
         return;
     for (unsigned i = 0; i < ring->queue_count; i++) {
         struct ring_queue *queue = &ring->queues[i];
-        if (!atomic_exchange_explicit(&queue->wants_file, false, memory_order_relaxed))
+        if (!atomic_exchange(&queue->wants_file, false))
             continue;
         atomic_fetch_sub_explicit(&ring->wanting, 1, memory_order_relaxed);
         ring_wake(queue);
@@ -103,7 +113,7 @@ static bool ask_for_spare(struct ring_queue *queue)
         queue->retrieving = true;
         return true;
     }
-    atomic_store_explicit(&queue->wants_file, true, memory_order_relaxed);
+    atomic_store(&queue->wants_file, true);
     atomic_fetch_add_explicit(&ring->wanting, 1, memory_order_relaxed);
     return false;
 }
@@ -132,4 +142,78 @@ void ring_after_kick(struct ring_queue *queue)
         return;
     queue->kicked = NULL;
     queue->starved = false;
+}
+
+/* --- from outside --- */
+
+static bool has_spare(const struct session *session, unsigned queue)
+{
+    unsigned used = atomic_load(&session->slots_used);
+    for (unsigned i = 0; i < used; i++) {
+        const struct abi_ring_header *header = &session->headers[i].abi;
+        uint64_t id = ring_load_commit_id(header);
+        if (atomic_load(&session->slots[i].queue) == queue + 1 && (id & SPARE_UNIQUE) &&
+            atomic_load(&session->slots[i].replied_id) != id)
+            return true;
+    }
+    return false;
+}
+
+/* fork(2) without SIGCHLD, which belongs to the program that we are part of, and without handlers of
+ * atfork: the child uses system calls only. */
+static pid_t fork_quietly(void)
+{
+    return (pid_t)syscall(SYS_clone, 0, NULL, NULL, NULL, NULL);
+}
+
+/* A child a core, as each may have to wait. */
+static void ask_on_cores(const cpu_set_t *cores, const char *path)
+{
+    struct statfs unused;
+    for (unsigned core = 0; core < CPU_SETSIZE; core++) {
+        if (!CPU_ISSET(core, cores) || fork_quietly() != 0)
+            continue;
+        cpu_set_t only;
+        CPU_ZERO(&only);
+        CPU_SET(core, &only);
+        if (sched_setaffinity(0, sizeof(only), &only) == 0)
+            (void)statfs(path, &unused);
+        _exit(0);
+    }
+    while (waitpid(-1, NULL, __WALL) > 0)
+        ;
+    _exit(0);
+}
+
+void ring_kick_from_outside(struct transport *transport)
+{
+    struct ring *ring = transport->ring;
+    const char *path = mount_path(transport->fd);
+    cpu_set_t cores;
+    bool needed = false;
+    CPU_ZERO(&cores);
+    for (unsigned i = 0; i < ring->queue_count && i < CPU_SETSIZE; i++)
+        if (ring->queues[i].online && !has_spare(transport->session, i)) {
+            CPU_SET(i, &cores);
+            needed = true;
+        }
+    if (!needed || !path)
+        return;
+    pid_t pid = fork_quietly();
+    if (pid == 0)
+        ask_on_cores(&cores, path);
+    if (pid < 0)
+        mob_log_warning("cannot start a process to look after waiting requests: %s",
+                        strerror(errno));
+    ring->kicker = pid > 0 ? pid : 0;
+}
+
+bool ring_reap_kicker(struct transport *transport)
+{
+    struct ring *ring = transport->ring;
+    if (!ring || !ring->kicker)
+        return false;
+    if (waitpid(ring->kicker, NULL, __WALL | WNOHANG) != 0)
+        ring->kicker = 0;
+    return ring->kicker != 0;
 }

@@ -1,6 +1,7 @@
 /* Transport, the keeper's part: mounting, unmounting, and answering when nobody serves. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +17,27 @@
 #include "fs/transport_internal.h"
 
 extern char **environ;
+
+/* The last mount of this process; servers inherit it by fork. It serves nothing but finding one's way
+ * back to the mount (mount_path()), which the connection itself does not tell. */
+static struct {
+    int fd;
+    char path[PATH_MAX];
+} last_mount = {.fd = -1};
+
+const char *mount_path(int fd)
+{
+    return fd >= 0 && last_mount.fd == fd ? last_mount.path : NULL;
+}
+
+static void note_mount(int fd, const char *path)
+{
+    size_t bytes = strlen(path) + 1;
+    if (bytes > sizeof(last_mount.path))
+        return;
+    memcpy(last_mount.path, path, bytes);
+    last_mount.fd = fd;
+}
 
 /* --- by mount(2) --- */
 
@@ -203,7 +225,10 @@ errint_t transport_mount(const struct mount_options *options, int *fd, struct mo
     errint_t failed = check_mountpoint(options->mountpoint, err);
     if (failed)
         return failed;
-    return geteuid() == 0 ? mount_as_root(options, fd, err) : mount_as_user(options, fd, err);
+    failed = geteuid() == 0 ? mount_as_root(options, fd, err) : mount_as_user(options, fd, err);
+    if (!failed)
+        note_mount(*fd, options->mountpoint);
+    return failed;
 }
 
 errint_t transport_unmount(const char *mountpoint, bool lazy, struct mob_error *err)

@@ -173,13 +173,16 @@ static struct ring_entry *bind_entry(struct ring_queue *queue, unsigned slot)
     return entry;
 }
 
-/* The kernel copies a request into the entry on our thread, and while that is being killed it takes no
- * page faults: the request would end with EINTR. So what most requests need is mapped before. */
+/* All of a request of usual size; or all that can come, where writes come to us: they go to the first
+ * entries, as the kernel prefers those used last. */
 static void touch_entry(struct ring_entry *entry)
 {
-    volatile char *payload =
-        session_slot_payload(entry->queue->ring->transport->session, entry->slot);
-    payload[0] = 0;
+    struct ring_queue *queue = entry->queue;
+    struct transport *transport = queue->ring->transport;
+    bool first = atomic_load_explicit(&queue->entries, memory_order_relaxed) <= queue->depth;
+    transport_touch(session_slot_payload(transport->session, entry->slot),
+                    transport->passthrough || !first ? SESSION_PAGE_BYTES
+                                                     : transport->max_write_bytes);
 }
 
 static void register_entry(struct ring_entry *entry)
@@ -254,7 +257,7 @@ static void handle_leftovers(struct ring_queue *queue, unsigned used)
     struct session *session = ring->transport->session;
     for (unsigned i = 0; i < used && !queue->ended; i++) {
         struct ring_entry *entry = &ring->entries[i];
-        if (entry->queue == queue && entry->command == 0 &&
+        if (atomic_load(&session->slots[i].queue) == queue->index + 1 && entry->command == 0 &&
             inspect_slot(session, i) == LEFT_REQUEST)
             ring_take_request(entry, true);
     }
@@ -432,9 +435,6 @@ static errint_t start_queue(struct ring *ring, unsigned index, unsigned depth)
     struct ring_queue *queue = &ring->queues[index];
     queue->online = core_is_online(index);
     queue->depth = queue->online ? depth : 1;
-    queue->wake_fd = eventfd(0, EFD_CLOEXEC);
-    if (queue->wake_fd < 0)
-        return -errno;
     int failed = pthread_create(&queue->thread, NULL, queue_thread, queue);
     queue->started = !failed;
     return -failed;
@@ -459,14 +459,17 @@ errint_t ring_create(struct transport *transport)
     pthread_mutex_init(&ring->slot_lock, NULL);
     pthread_mutex_init(&ring->start_lock, NULL);
     pthread_cond_init(&ring->start_changed, NULL);
+    errint_t failed = 0;
     for (unsigned i = 0; i < ring->queue_count; i++) {
         ring->queues[i].ring = ring;
         ring->queues[i].index = i;
-        ring->queues[i].wake_fd = -1;
         pthread_mutex_init(&ring->queues[i].lock, NULL);
+        ring->queues[i].wake_fd = eventfd(0, EFD_CLOEXEC);
+        if (ring->queues[i].wake_fd < 0)
+            failed = -errno;
     }
     transport->ring = ring;
-    return 0;
+    return failed;
 }
 
 errint_t ring_start(struct transport *transport, struct mob_error *err)
@@ -536,7 +539,8 @@ void ring_count(struct transport *transport, struct transport_counters *out)
         unsigned entries = atomic_load(&ring->queues[i].entries);
         unsigned available = atomic_load(&ring->queues[i].available);
         out->ring_entries += entries;
-        out->parked += entries > available ? entries - available : 0;
+        unsigned held = atomic_load(&ring->queues[i].spare) ? 1 : 0;
+        out->parked += entries > available + held ? entries - available - held : 0;
     }
 }
 

@@ -12,6 +12,7 @@ enum {
     RING_COMPLETIONS = 4096, /* more is kept by the kernel until there's room */
     RING_SCRATCH_BYTES = 8192,
     RING_SMALL_PAYLOAD_BYTES = 4096,
+    RING_MANY_PARKED = 64, /* from here on, parked requests give memory back */
 };
 
 /* The server's part of a ring entry; the shared part is the slot of the same number. */
@@ -58,7 +59,7 @@ struct ring_queue {
 
     bool starved;              /* requests may wait in the kernel: see transport_kick.c */
     bool retrieving;           /* a request of our own is on its way */
-    struct ring_entry *spare;  /* holds such a request, to be answered when it helps */
+    _Atomic(struct ring_entry *) spare; /* holds such a request, to be answered when it helps */
     struct ring_entry *kicked; /* held it until just now */
     uint64_t last_file;        /* noted last by this queue */
     _Atomic bool wants_file;   /* found none of use: to be woken when one is noted */
@@ -76,6 +77,7 @@ struct ring {
 
     pthread_mutex_t start_lock;
     pthread_cond_t start_changed;
+    pid_t kicker;        /* see ring_kick_from_outside(); 0: none */
     unsigned registered; /* queues */
     errint_t start_error;
 };

@@ -225,7 +225,7 @@ int cli_poll_ms(uint64_t deadline, int most_ms)
 
 void cli_print_json(json_t *value)
 {
-    if (!value || json_dumpf(value, stdout, JSON_INDENT(2) | JSON_ENSURE_ASCII))
+    if (!value || json_dumpf(value, stdout, CLI_JSON_FLAGS | JSON_INDENT(2)))
         output_failed = true;
     else
         putchar('\n');

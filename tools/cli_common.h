@@ -91,6 +91,9 @@ const char *cli_errno_text(errint_t code);
 
 /* --- output --- */
 
+/* Numbers as they were written: 17 digits would show 0.1 as 0.10000000000000001. */
+#define CLI_JSON_FLAGS (JSON_ENSURE_ASCII | JSON_REAL_PRECISION(15))
+
 /* Prints `value` and a newline on standard output; takes the reference. NULL (no memory) is an
  * error, remembered for cli_finish(). */
 void cli_print_json(json_t *value);

@@ -67,8 +67,10 @@ errint_t cli_job_drop(const struct cli_mount *mount, const char *path, const jso
                       cli_errno_text(error));
     else
         error = cli_stage_commit(mount, &staged, job, err);
-    if (error == -EINVAL)
+    if (error == -EINVAL) {
         cli_job_error(mount, job, error, err);
+        err->line = err->column = 0; /* nobody wrote these lines */
+    }
     if (error)
         cli_stage_abort(mount, &staged);
     return error;

@@ -43,8 +43,7 @@ errint_t cli_object_error(const struct cli_mount *mount, const struct mob_id *ob
     if (code != -ENOENT && code != -ENOTCONN)
         cause = cli_mount_xattr(mount, object, "error");
     if (cause && *cause)
-        return mob_error_set(err, code, "%s: %s: %s", id,
-                             code == -EIO ? "failed" : object_sentence(code), cause);
+        return mob_error_set(err, code, "%s: %s", id, cause);
     return mob_error_set(err, code, "%s: %s", id, object_sentence(code));
 }
 

@@ -43,6 +43,14 @@ errint_t cli_stage_begin(const struct cli_mount *mount, const char *directory, c
     return error;
 }
 
+static bool is_rejected(const struct cli_mount *mount, const struct mob_id *job)
+{
+    char path[64], id[MOB_ID_STRING_BYTES];
+    snprintf(path, sizeof path, "jobs/%s/state", mob_id_format(job, id));
+    cleanup_free char *state = cli_mount_read(mount, path);
+    return state && !strcmp(state, "rejected");
+}
+
 errint_t cli_stage_commit(const struct cli_mount *mount, struct cli_staged *staged,
                           struct mob_id *id, struct mob_error *err)
 {
@@ -58,6 +66,9 @@ errint_t cli_stage_commit(const struct cli_mount *mount, struct cli_staged *stag
                              mount->path, staged->path);
     if (error)
         return begin_error(mount, staged->path, error, err);
+    /* What only the node knows (an object that does not exist) may be found after the close. */
+    if (is_job && !closed && is_rejected(mount, id))
+        closed = -EINVAL;
     return closed ? mob_error_set(err, closed, "the job was refused") : 0;
 }
 
@@ -66,6 +77,9 @@ errint_t cli_stage_rename(const struct cli_mount *mount, struct cli_staged *stag
 {
     if (renameat(mount->fd, staged->path, mount->fd, new_path)) {
         errint_t error = -errno;
+        if (error == -ENOENT)
+            return mob_error_set(err, error, "cannot name it %s/%s: there is no such directory",
+                                 mount->path, new_path);
         return mob_error_set(err, error, "cannot name it %s/%s: %s", mount->path, new_path,
                              cli_errno_text(error));
     }

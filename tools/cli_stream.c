@@ -74,7 +74,7 @@ static errint_t pump_both(const struct cli_mount *mount, struct cli_stream strea
             continue;
         if (error)
             return mob_error_set(err, error,
-                                 reading ? "cannot read %s: %s" : "cannot write %s on: %s",
+                                 reading ? "cannot read %s: %s" : "cannot pass %s on: %s",
                                  streams[i].path, cli_errno_text(error));
     }
     return 0;

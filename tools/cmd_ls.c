@@ -54,7 +54,7 @@ static const char *time_text(const struct timespec *when, char out[32])
 
 static void print_element(struct listing *listing, json_t *value)
 {
-    cleanup_free char *text = value ? json_dumps(value, JSON_ENSURE_ASCII) : NULL;
+    cleanup_free char *text = value ? json_dumps(value, CLI_JSON_FLAGS) : NULL;
     json_decref(value);
     if (text)
         printf("%s\n  %s", listing->shown ? "," : "", text);

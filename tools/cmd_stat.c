@@ -209,7 +209,7 @@ static void print_value(const char *key, const json_t *value)
         }
         return;
     }
-    cleanup_free char *dump = json_dumps(value, JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
+    cleanup_free char *dump = json_dumps(value, JSON_ENCODE_ANY | CLI_JSON_FLAGS);
     printf("%-12s%s\n", key, dump ? dump : "");
 }
 
@@ -229,7 +229,7 @@ static void print_text(json_t *description)
             {
                 cleanup_free char *dump = json_string_value(item)
                                               ? strdup(json_string_value(item))
-                                              : json_dumps(item, JSON_ENCODE_ANY);
+                                              : json_dumps(item, JSON_ENCODE_ANY | CLI_JSON_FLAGS);
                 printf("%-12s%s %s\n", label, inner, dump ? dump : "");
                 label = "";
             }

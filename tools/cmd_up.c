@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <sys/wait.h>
 
@@ -89,9 +90,10 @@ static const char *parse_options(struct cli *cli, int argc, char **argv, struct 
 /* A mount whose daemon is dead is in the way: takes it away. Several may lie upon each other. */
 static int replace_stale(const struct cli *cli, const char *path)
 {
-    struct stat st;
+    struct statfs fs;
     struct mob_error err = {0};
-    for (int layer = 0; layer < 16 && stat(path, &st) && errno == ENOTCONN; layer++) {
+    /* Not stat(2), which the kernel may answer by what it remembers. */
+    for (int layer = 0; layer < 16 && statfs(path, &fs) && errno == ENOTCONN; layer++) {
         cli_note(cli, "%s: unmounted a stale mount, whose daemon is dead", path);
         if (cli_unmount_lazily(path, &err))
             return cli_report(cli, &err);

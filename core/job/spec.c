@@ -588,6 +588,9 @@ static errint_t load_json(struct parser *p, json_t **root)
     if (!*root && json_error_code(&error) == json_error_out_of_memory)
         return out_of_memory(p);
     if (!*root) {
+        enum json_error_code code = json_error_code(&error);
+        if (code == json_error_null_character || code == json_error_null_byte_in_key)
+            snprintf(error.text, sizeof error.text, "a string has a NUL character (\\u0000)");
         spec_make_printable(error.text);
         return mob_error_set_at(p->err, -EINVAL, error.line > 0 ? (unsigned)error.line : 1,
                                 error.column > 0 ? (unsigned)error.column : 1, NULL,

@@ -1,8 +1,8 @@
 /* Batches: what a job changes at once, on disk together or not at all.
  *
- * The order of a commit: everything that can fail without a transaction (memory, links to the files)
- * is prepared, then LMDB's transaction, then memory, which can't fail. Waiters and hooks are called last, without
- * locks. */
+ * The order of a commit: everything that can fail without a transaction (memory, links to the
+ * files) is prepared, then LMDB's transaction, then memory, which can't fail. Waiters and hooks are
+ * called last, without locks. */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -239,7 +239,8 @@ static errint_t insert_pending(struct store_batch *batch)
     return 0;
 }
 
-/* The pending object that is to be made ready or failed, as it is now; it can't go during the commit. */
+/* The pending object that is to be made ready or failed, as it is now; it can't go during the
+ * commit. */
 static errint_t find_pending(struct store_batch *batch, struct op *op)
 {
     struct table_shard *shard;
@@ -257,8 +258,8 @@ static errint_t find_pending(struct store_batch *batch, struct op *op)
     return error;
 }
 
-/* What a large object comes from is linked as a data file; its old name goes after the commit, so that
- * a server killed in between leaves it where its successor looks for it. */
+/* What a large object comes from is linked as a data file; its old name goes after the commit, so
+ * that a server killed in between leaves it where its successor looks for it. */
 static errint_t link_file(struct store *store, struct op *op)
 {
     char name[DATA_NAME_BYTES];
@@ -272,8 +273,7 @@ static errint_t link_file(struct store *store, struct op *op)
     if (linkat(AT_FDCWD, op->path, store->data_fd, name, 0) < 0)
         return -errno;
     op->file_linked = true;
-    if (fstat(op->fd, &mine) < 0 ||
-        fstatat(store->data_fd, name, &linked, AT_SYMLINK_NOFOLLOW) < 0)
+    if (fstat(op->fd, &mine) < 0 || fstatat(store->data_fd, name, &linked, AT_SYMLINK_NOFOLLOW) < 0)
         return -errno;
     if (mine.st_dev != linked.st_dev || mine.st_ino != linked.st_ino)
         return -EINVAL; /* the path is another file's by now */
@@ -517,7 +517,7 @@ static void finish(struct store_batch *batch)
             mob_log_warning("store: %s: %s", op->path, strerror(errno));
         waiters_call(op->waiters, op->object.number,
                      op->kind == OP_READY ? OBJECT_READY : OBJECT_FAILED);
-        object_changed(store, op->object.number);
+        object_note_change(store, op->object.number);
     }
 }
 

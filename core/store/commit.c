@@ -109,7 +109,7 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
         return -EBUSY;
     if (fstat(staged->fd, &info) < 0)
         return mob_error_set(err, -errno, "fstat: %s", strerror(errno));
-    staged_settle(store, staged);
+    staged_charge(store, staged, &info);
     errint_t error = xattr_without_own(staged->xattrs, staged->xattrs_bytes, &commit->xattrs,
                                        &commit->xattrs_bytes);
     if (!error && staged->refs_from_content)
@@ -126,10 +126,10 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     object->links = 1;
     object->state = OBJECT_READY;
     object->tier = in_line ? TIER_INLINE : TIER_MEMORY;
-    object->flags = (uint8_t)(OBJECT_HIDDEN | (ref_count ? OBJECT_HAS_REFS : 0) |
-                              (commit->xattrs_bytes ? OBJECT_HAS_XATTRS : 0) |
-                              (in_line && object->size <= META_EMBEDDED_BYTES ? OBJECT_EMBEDDED
-                                                                              : 0));
+    object->flags =
+        (uint8_t)(OBJECT_HIDDEN | (ref_count ? OBJECT_HAS_REFS : 0) |
+                  (commit->xattrs_bytes ? OBJECT_HAS_XATTRS : 0) |
+                  (in_line && object->size <= META_EMBEDDED_BYTES ? OBJECT_EMBEDDED : 0));
     return 0;
 }
 
@@ -269,19 +269,15 @@ static errint_t check_room(struct store *store, uint64_t bytes)
     struct statvfs info;
     if (fstatvfs(store->lock_fd, &info) < 0)
         return -errno;
-    uint64_t blocks = geteuid() == 0 ? info.f_bfree : info.f_bavail;
+    uint64_t blocks = store->is_root ? info.f_bfree : info.f_bavail;
     return blocks < (bytes + 65536) / info.f_frsize + 1 ? -ENOSPC : 0;
 }
 
 static errint_t check_staged(struct store *store, struct staged *staged, struct mob_error *err)
 {
-    struct stat info;
     if (staged->committed)
         return 0;
-    if (fstat(staged->fd, &info) < 0)
-        return mob_error_set(err, -errno, "fstat: %s", strerror(errno));
-    bool in_line = (uint64_t)info.st_size <= store->inline_bytes;
-    errint_t error = check_room(store, in_line ? (uint64_t)info.st_size : 0);
+    errint_t error = check_room(store, store->inline_bytes);
     if (error)
         return mob_error_set(err, error, "no room for the object in %s", store->state_dir);
     if (!staged->refs_from_content)

@@ -1,5 +1,6 @@
-/* A chained hash table of nodes that live inside their owners, for directories and staged files: tens
- * to a few hundred thousand entries. (Objects have a table of their own, table.c.) Not locked. */
+/* A chained hash table of nodes that live inside their owners, for directories and staged files:
+ * tens to a few hundred thousand entries. (Objects have a table of their own, table.c.) Not locked.
+ */
 #ifndef MOBULA_CORE_STORE_HASH_H
 #define MOBULA_CORE_STORE_HASH_H
 
@@ -21,9 +22,10 @@ struct hash_table {
     size_t count;
 };
 
-#define hash_entry(node, type, member) ((type *)((char *)(node) - offsetof(type, member)))
+#define hash_entry(node, type, member) ((type *)((char *)(node)-offsetof(type, member)))
 
-/* Mixes a number so that all its bits reach the low ones (the finaliser of MurmurHash3, public domain). */
+/* Mixes a number so that all its bits reach the low ones (the finaliser of MurmurHash3, public
+ * domain). */
 static inline uint64_t hash_number(uint64_t value)
 {
     value ^= value >> 33;

@@ -10,8 +10,7 @@
 #include "core/base/util.h"
 
 static const char *const table_names[META_TABLE_COUNT] = {
-    "state", "objects", "inline", "names", "symlinks",
-    "refs",  "xattrs",  "sums",   "jobs",  "job_data",
+    "state", "objects", "inline", "names", "symlinks", "refs", "xattrs", "sums", "jobs", "job_data",
 };
 
 errint_t meta_error(int code, const char *what)
@@ -119,9 +118,10 @@ void meta_close(struct meta *meta)
 }
 
 /* With MDB_WRITEMAP, LMDB stores into mapped pages, and one that the disk has no room for would be
- * SIGBUS. So the blocks behind every page a transaction may add are allocated before it begins, where
- * a full disk is an error like any other. A transaction adds at most the largest inline value, a
- * batch's, and the changed pages of some paths; batches reserve for themselves by their size. */
+ * SIGBUS. So the blocks behind every page a transaction may add are allocated before it begins,
+ * where a full disk is an error like any other. A transaction adds at most the largest inline
+ * value, a batch's, and the changed pages of some paths; batches reserve for themselves by their
+ * size. */
 static errint_t allocate_ahead(struct meta *meta)
 {
     const uint64_t step = UINT64_C(64) << 20, margin = UINT64_C(32) << 20;

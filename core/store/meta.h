@@ -55,7 +55,7 @@ struct meta {
     MDB_dbi tables[META_TABLE_COUNT];
     struct meta_reader readers[META_READERS];
     bool map_writes;
-    int data_fd;              /* of data.mdb, with map_writes */
+    int data_fd; /* of data.mdb, with map_writes */
     uint64_t page_bytes;
     uint64_t allocated_bytes; /* of data.mdb are sure to be there, with map_writes */
 };
@@ -65,7 +65,8 @@ MOB_MUST_CHECK errint_t meta_open(struct meta *meta, const char *path, bool map_
                                   struct mob_error *err);
 void meta_close(struct meta *meta);
 
-/* LMDB's code as a negative errno. Damage and unexpected codes become -EIO and are logged with `what`. */
+/* LMDB's code as a negative errno. Damage and unexpected codes become -EIO and are logged with
+ * `what`. */
 errint_t meta_error(int code, const char *what);
 
 /* Begins the write transaction; the store's write lock is held. */
@@ -110,7 +111,8 @@ struct object_record {
     uint64_t size, mtime_ns, file;
 };
 
-/* False (and logged) for a record that is not well-formed. *content: the embedded content, or NULL. */
+/* False (and logged) for a record that is not well-formed. *content: the embedded content, or NULL.
+ */
 bool object_record_decode(const MDB_val *key, const MDB_val *value, uint64_t *number,
                           struct object_record *record, const void **content);
 

@@ -1,4 +1,5 @@
-/* Names: finding, making and removing them. Renaming is in names_rename.c, listing in names_list.c. */
+/* Names: finding, making and removing them. Renaming is in names_rename.c, listing in names_list.c.
+ */
 #include "core/store/names.h"
 
 #include <string.h>
@@ -197,8 +198,8 @@ errint_t name_put_alone(struct store *store, uint64_t parent, uint64_t key,
         return error;
     error = name_record_put(&store->meta, txn, parent, key, record);
     if (!error && text)
-        error = meta_put_number(&store->meta, txn, META_SYMLINKS, record->number, text,
-                                strlen(text));
+        error =
+            meta_put_number(&store->meta, txn, META_SYMLINKS, record->number, text, strlen(text));
     if (error) {
         mdb_txn_abort(txn);
         return error;
@@ -298,20 +299,30 @@ errint_t names_make_directory(struct store *store, uint64_t parent, const char *
 errint_t names_link_object(struct store *store, uint64_t parent, const char *name,
                            const struct mob_id *id, uid_t uid, gid_t gid, struct name_info *out)
 {
-    struct name_record record = {
-        .type = NAME_OBJECT, .uid = uid, .gid = gid, .target = *id,
-        .mtime_ns = store_wall_ns(store)};
+    struct name_record record = {.type = NAME_OBJECT,
+                                 .uid = uid,
+                                 .gid = gid,
+                                 .target = *id,
+                                 .mtime_ns = store_wall_ns(store)};
     errint_t error = object_link(store, id, &record.number);
     if (error)
         return error;
     error = make_name(store, parent, name, &record, NULL, out);
-    if (error) {
+    if (error)
         object_unlink(store, id);
-        objects_settle(store);
-        return error;
-    }
-    object_changed(store, record.number);
-    return 0;
+    objects_settle(store);
+    return error;
+}
+
+errint_t names_link_job(struct store *store, uint64_t parent, const char *name,
+                        const struct mob_id *job, uid_t uid, gid_t gid, struct name_info *out)
+{
+    struct name_record record = {.type = NAME_JOB,
+                                 .uid = uid,
+                                 .gid = gid,
+                                 .target = *job,
+                                 .mtime_ns = store_wall_ns(store)};
+    return make_name(store, parent, name, &record, NULL, out);
 }
 
 /* A text that ends in an ID, as a component of its own. */
@@ -339,7 +350,10 @@ errint_t names_make_symlink(struct store *store, uint64_t parent, const char *na
                 return error;
         }
     }
-    struct name_record record = {.type = NAME_SYMLINK, .mode = 0777, .uid = uid, .gid = gid,
+    struct name_record record = {.type = NAME_SYMLINK,
+                                 .mode = 0777,
+                                 .uid = uid,
+                                 .gid = gid,
                                  .mtime_ns = store_wall_ns(store)};
     errint_t error = store_new_number(store, &record.number);
     return error ? error : make_name(store, parent, name, &record, text, out);
@@ -481,10 +495,8 @@ errint_t names_unlink(struct store *store, uint64_t parent, const char *name, bo
     store_write_unlock(store);
     if (error)
         return error;
-    if (!place.staged && place.record.type == NAME_OBJECT) {
+    if (!place.staged && place.record.type == NAME_OBJECT)
         object_unlink(store, &place.record.target);
-        object_changed(store, place.record.number);
-    }
     if (!place.staged && place.record.type == NAME_JOB) {
         if (was_job)
             *was_job = true;

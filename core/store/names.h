@@ -1,10 +1,11 @@
 /* Names: the directories staging/ and run/, what is in them, and what each name holds.
  *
  * A name is a directory, a link to an object (which holds one reference), a link to a job, a plain
- * symbolic link (tar and cp -a bring them; it holds nothing unless its text ends in the ID of an object that
- * exists, then it is a link to that object), or a staged file that is being written (staged.h). Names live in LMDB keyed by directory and hash of the
- * name (the hash is also the readdir cursor, so listing needs no state); only directories, staged files and
- * counts are in memory. */
+ * symbolic link (tar and cp -a bring them; it holds nothing unless its text ends in the ID of an
+ * object that exists, then it is a link to that object), or a staged file that is being written
+ * (staged.h). Names live in LMDB keyed by directory and hash of the name (the hash is also the
+ * readdir cursor, so listing needs no state); only directories, staged files and counts are in
+ * memory. */
 #ifndef MOBULA_CORE_STORE_NAMES_H
 #define MOBULA_CORE_STORE_NAMES_H
 
@@ -27,15 +28,17 @@ enum name_type { NAME_DIRECTORY, NAME_STAGED, NAME_OBJECT, NAME_JOB, NAME_SYMLIN
 
 struct name_info {
     enum name_type type;
-    uint64_t number; /* of the directory, staged file or symbolic link; of the object or job linked to: object's number; jobs: the job ID's first output number is not known here, see `target` */
+    uint64_t
+        number; /* of the directory, staged file, symbolic link, or the object linked to; jobs: 0 */
     struct mob_id target; /* NAME_OBJECT, NAME_JOB */
     uint64_t parent;
     unsigned depth; /* of the directory the name is in: 1 in a root */
-    mode_t mode;    /* directories: S_IFDIR | bits; symbolic links 0777; staged files: see staged_info() */
+    mode_t mode;    /* directories: S_IFDIR | bits; symbolic links 0777; staged files: see
+                       staged_info() */
     uid_t uid;
     gid_t gid;
     uint64_t mtime_ns;
-    uint32_t links; /* directories: 2 + subdirectories */
+    uint32_t links;   /* directories: 2 + subdirectories */
     uint64_t entries; /* directories */
 };
 
@@ -53,8 +56,9 @@ struct name_entry {
     uint64_t cursor; /* where to go on after this entry; < 2^62 */
     char name[NAMES_LENGTH_LIMIT + 1];
 };
-/* Up to `count` entries of a directory from `cursor` (0 at the start). Returns how many, 0 = end. An
- * entry that exists throughout is returned exactly once. `.` and `..` are not included. -ENOENT. */
+/* Up to `count` entries of a directory from `cursor` (0 at the start). Returns how many, 0 = end.
+ * An entry that exists throughout is returned exactly once. `.` and `..` are not included. -ENOENT.
+ */
 ssize_t names_list(struct store *store, uint64_t directory, uint64_t cursor, struct name_entry *out,
                    size_t count);
 
@@ -65,14 +69,17 @@ MOB_MUST_CHECK errint_t names_make_directory(struct store *store, uint64_t paren
 /* Only staging and run are its roots; removing those is -EBUSY. -ENOTEMPTY, -ENOTDIR, -ENOENT. */
 MOB_MUST_CHECK errint_t names_remove_directory(struct store *store, uint64_t parent,
                                                const char *name);
-/* Removes any name but a directory (-EISDIR), dropping what it holds; a staged file is only unlinked:
- * it lives while it is open, and is discarded at its last close. If it was a link to a job, *job gets the ID and
- * *was_job is set (both may be NULL). */
+/* Removes any name but a directory (-EISDIR), dropping what it holds; a staged file is only
+ * unlinked: it lives while it is open, and is discarded at its last close. If it was a link to a
+ * job, *job gets the ID and *was_job is set (both may be NULL). */
 MOB_MUST_CHECK errint_t names_unlink(struct store *store, uint64_t parent, const char *name,
                                      bool *was_job, struct mob_id *job);
-/* POSIX rename within or across directories of the same root (-EXDEV between staging and run): replaces what is there by its rules
- * (-EISDIR, -ENOTDIR, -ENOTEMPTY, -EINVAL into itself). RENAME_NOREPLACE gives -EEXIST, RENAME_EXCHANGE swaps.
- * A job link that was replaced is reported as in names_unlink(). */
+/* POSIX rename within or across directories of the same root (-EXDEV between staging and run):
+ * replaces what is there by its rules
+ * (-EISDIR, -ENOTDIR, -ENOTEMPTY, -EINVAL into itself, -EMLINK too deep). RENAME_NOREPLACE gives
+ * -EEXIST, RENAME_EXCHANGE swaps; a staged file only with another staged file (else -EBUSY). Names
+ * of one object are replaced as any other, since they are links, not inodes. A job link that was
+ * replaced is reported as in names_unlink(). */
 MOB_MUST_CHECK errint_t names_rename(struct store *store, uint64_t parent, const char *name,
                                      uint64_t new_parent, const char *new_name, unsigned flags,
                                      bool *replaced_job, struct mob_id *job);
@@ -80,6 +87,10 @@ MOB_MUST_CHECK errint_t names_rename(struct store *store, uint64_t parent, const
 MOB_MUST_CHECK errint_t names_link_object(struct store *store, uint64_t parent, const char *name,
                                           const struct mob_id *object, uid_t uid, gid_t gid,
                                           struct name_info *out);
+/* Another name for a job; the caller knows that the job exists, and counts the name. -EEXIST. */
+MOB_MUST_CHECK errint_t names_link_job(struct store *store, uint64_t parent, const char *name,
+                                       const struct mob_id *job, uid_t uid, gid_t gid,
+                                       struct name_info *out);
 /* A plain symbolic link. */
 MOB_MUST_CHECK errint_t names_make_symlink(struct store *store, uint64_t parent, const char *name,
                                            const char *text, uid_t uid, gid_t gid,
@@ -95,7 +106,7 @@ MOB_MUST_CHECK errint_t names_path(struct store *store, uint64_t directory, cons
                                    char **path);
 
 /* Every name that is a link to a job, after a restart: jobs count their names from it. */
-errint_t names_each_job(struct store *store,
-                        int (*each)(void *argument, const struct mob_id *job), void *argument);
+errint_t names_each_job(struct store *store, int (*each)(void *argument, const struct mob_id *job),
+                        void *argument);
 
 #endif

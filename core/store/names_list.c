@@ -3,8 +3,8 @@
 
 #include "core/store/store_internal.h"
 
-/* Staged files of a directory with keys from `cursor` on: the `limit` lowest, in order. They are few, so
- * the whole table is looked through. */
+/* Staged files of a directory with keys from `cursor` on: the `limit` lowest, in order. They are
+ * few, so the whole table is looked through. */
 static size_t lowest_staged(struct store *store, uint64_t directory, uint64_t cursor,
                             struct name_entry *out, size_t limit)
 {
@@ -33,8 +33,7 @@ static size_t lowest_staged(struct store *store, uint64_t directory, uint64_t cu
 static size_t merge(const struct name_entry *staged, size_t staged_count, size_t *next_staged,
                     uint64_t key, struct name_entry *out, size_t count, size_t limit)
 {
-    while (count < limit && *next_staged < staged_count &&
-           staged[*next_staged].cursor <= key + 1)
+    while (count < limit && *next_staged < staged_count && staged[*next_staged].cursor <= key + 1)
         out[count++] = staged[(*next_staged)++];
     return count;
 }
@@ -92,8 +91,8 @@ ssize_t names_list(struct store *store, uint64_t directory, uint64_t cursor, str
     errint_t error = meta_read_begin(&store->meta, &reader);
     if (error)
         return error;
-    ssize_t listed = list_stored(store, reader->names, directory, cursor, staged, staged_count,
-                                 out, count);
+    ssize_t listed =
+        list_stored(store, reader->names, directory, cursor, staged, staged_count, out, count);
     meta_read_end(reader);
     return listed;
 }

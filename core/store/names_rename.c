@@ -2,8 +2,9 @@
  *
  * What is in LMDB changes in one transaction. A staged file changes its record first: if the server
  * is killed before the transaction that removes the name it replaces, recovery finds both under one
- * name, and the staged file is the newer. A staged file that is replaced is marked unlinked first: if
- * the server is killed then, the kernel sends the request again and the successor completes it. */
+ * name, and the staged file is the newer. A staged file that is replaced is marked unlinked first:
+ * if the server is killed then, the kernel sends the request again and the successor completes it.
+ */
 #include <stdio.h>
 #include <string.h>
 
@@ -219,7 +220,8 @@ static void change_memory(struct renaming *it)
 
 /* --- staged files --- */
 
-/* The staged file is there under its new name from now on; a name in LMDB that it replaces is hidden by it. */
+/* The staged file is there under its new name from now on; a name in LMDB that it replaces is
+ * hidden by it. */
 static errint_t rename_staged(struct renaming *it)
 {
     struct staged *staged = it->source.staged, *replaced = it->target.staged;
@@ -289,10 +291,8 @@ errint_t names_rename(struct store *store, uint64_t parent, const char *name, ui
     if (error)
         return error < 0 ? error : 0;
     bool replaced = it.target.exists && !it.target.staged && !(flags & RENAME_EXCHANGE);
-    if (replaced && it.target.record.type == NAME_OBJECT) {
+    if (replaced && it.target.record.type == NAME_OBJECT)
         object_unlink(store, &it.target.record.target);
-        object_changed(store, it.target.record.number);
-    }
     if (replaced && it.target.record.type == NAME_JOB) {
         if (replaced_job)
             *replaced_job = true;

@@ -1,8 +1,8 @@
 /* Objects: looking them up, listing them, reading them. */
 #include <fcntl.h>
+#include <openssl/evp.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <openssl/evp.h>
 
 #include "core/store/store_internal.h"
 
@@ -117,9 +117,9 @@ static ssize_t read_inline(struct store *store, uint64_t number, const struct co
         return error;
     const void *value;
     size_t value_bytes;
-    error = meta_get_number(&store->meta, reader->txn,
-                            content->embedded ? META_OBJECTS : META_INLINE, number, &value,
-                            &value_bytes);
+    error =
+        meta_get_number(&store->meta, reader->txn, content->embedded ? META_OBJECTS : META_INLINE,
+                        number, &value, &value_bytes);
     size_t skip = content->embedded ? sizeof(struct object_record) : 0;
     if (!error && value_bytes != content->size + skip) {
         mob_log_error("store: the content of object %llu is damaged", (unsigned long long)number);
@@ -274,8 +274,8 @@ static errint_t kept_sum(struct store *store, uint64_t number, uint8_t sum[32])
     return error;
 }
 
-/* That the sum can't be kept (no room) is no reason not to tell it. The object can't go meanwhile: the
- * caller has it open. */
+/* That the sum can't be kept (no room) is no reason not to tell it. The object can't go meanwhile:
+ * the caller has it open. */
 static void keep_sum(struct store *store, uint64_t number, const uint8_t sum[32])
 {
     MDB_txn *txn;

@@ -1,4 +1,5 @@
-/* Records as they are on disk, and the only functions that read them: everything is checked here. */
+/* Records as they are on disk, and the only functions that read them: everything is checked here.
+ */
 #include <string.h>
 #include <sys/stat.h>
 
@@ -97,11 +98,9 @@ bool name_record_decode(const MDB_val *key, const MDB_val *value, uint64_t *pare
     const char *name = (const char *)value->mv_data + sizeof disk;
     if (disk.version != RECORD_VERSION || !disk.name_bytes || disk.number >= STORE_NUMBER_LIMIT ||
         disk.staged >= STORE_NUMBER_LIMIT || *parent >= STORE_NUMBER_LIMIT ||
-        *position >= (UINT64_C(1) << NAME_HASH_BITS) + NAME_PROBES ||
-        disk.type > NAME_SYMLINK || disk.type == NAME_STAGED ||
-        (!disk.number && disk.type != NAME_JOB) ||
-        value->mv_size != sizeof disk + disk.name_bytes ||
-        memchr(name, '/', disk.name_bytes) ||
+        *position >= (UINT64_C(1) << NAME_HASH_BITS) + NAME_PROBES || disk.type > NAME_SYMLINK ||
+        disk.type == NAME_STAGED || (!disk.number && disk.type != NAME_JOB) ||
+        value->mv_size != sizeof disk + disk.name_bytes || memchr(name, '/', disk.name_bytes) ||
         memchr(name, '\0', disk.name_bytes))
         return bad("name", *position);
     *record = (struct name_record){

@@ -1,9 +1,9 @@
 /* Recovery: what a dead server left, taken up by the next.
  *
- * Objects first, then names and lists of IDs, which give the objects' links; then staged files; then data
- * files that nothing names are swept. A link to an object that isn't there may be to one that a job
- * makes again (pending and failed objects are not on disk): such links are noted by ID, and those left at
- * store_collect() are removed. */
+ * Objects first, then names and lists of IDs, which give the objects' links; then staged files;
+ * then data files that nothing names are swept. A link to an object that isn't there may be to one
+ * that a job makes again (pending and failed objects are not on disk): such links are noted by ID,
+ * and those left at store_collect() are removed. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <string.h>
@@ -81,9 +81,9 @@ static errint_t scan_files(struct store *store, struct data_files *files)
 /* False: it isn't there, or is somebody else's already. */
 static bool name_file(struct data_files *files, uint64_t file)
 {
-    const uint64_t *found = files->count ? bsearch(&file, files->files, files->count,
-                                                   sizeof file, compare_numbers)
-                                         : NULL;
+    const uint64_t *found =
+        files->count ? bsearch(&file, files->files, files->count, sizeof file, compare_numbers)
+                     : NULL;
     if (!found || files->named[found - files->files])
         return false;
     files->named[found - files->files] = true;
@@ -283,7 +283,7 @@ static errint_t load_directory(struct recovery *it, uint64_t parent, uint64_t ke
     directory->gid = record->gid;
     /* What came after the last setting of the time has moved it on since. */
     if (!record->set_ns || directory->mtime_ns < record->set_ns)
-        directory->mtime_ns = record->set_ns ? record->mtime_ns
+        directory->mtime_ns = record->set_ns                           ? record->mtime_ns
                               : directory->mtime_ns > record->mtime_ns ? directory->mtime_ns
                                                                        : record->mtime_ns;
     directory->set_ns = record->set_ns;
@@ -307,8 +307,8 @@ static errint_t each_name(void *argument, const MDB_val *key, const MDB_val *val
         if (!directory)
             return -ENOMEM;
         directory->entries++;
-        if (record.mtime_ns > (directory->set_ns > directory->mtime_ns ? directory->set_ns
-                                                                       : directory->mtime_ns))
+        if (record.mtime_ns >
+            (directory->set_ns > directory->mtime_ns ? directory->set_ns : directory->mtime_ns))
             directory->mtime_ns = record.mtime_ns;
         atomic_fetch_add(&store->names, 1);
     }
@@ -322,10 +322,14 @@ static errint_t make_root(struct store *store, uint64_t number, const char *name
     struct directory *root = directory_get(store, number);
     if (root && root->known && !root->parent)
         return 0;
-    struct name_record record = {
-        .type = NAME_DIRECTORY, .mode = 01777, .uid = geteuid(), .gid = getegid(),
-        .number = number, .mtime_ns = store_wall_ns(store), .name = name,
-        .name_bytes = strlen(name)};
+    struct name_record record = {.type = NAME_DIRECTORY,
+                                 .mode = 01777,
+                                 .uid = geteuid(),
+                                 .gid = getegid(),
+                                 .number = number,
+                                 .mtime_ns = store_wall_ns(store),
+                                 .name = name,
+                                 .name_bytes = strlen(name)};
     errint_t error = name_put_alone(store, 0, number, &record, NULL);
     struct recovery it = {.store = store};
     return error ? error : load_directory(&it, 0, number, &record);
@@ -343,8 +347,8 @@ static bool reaches_root(struct store *store, const struct directory *directory)
     return false;
 }
 
-/* Links children to their parents. A directory that hangs on nothing can't come from our transactions;
- * it is logged and left out, as its entries are. */
+/* Links children to their parents. A directory that hangs on nothing can't come from our
+ * transactions; it is logged and left out, as its entries are. */
 static void link_directories(struct store *store)
 {
     struct directory *bad = NULL;
@@ -417,14 +421,14 @@ static errint_t each_refs(void *argument, const MDB_val *key, const MDB_val *val
 
 /* --- staged files --- */
 
-/* What LMDB says about the name of a staged file: its commit may have been carried out just before the
- * server died, or a rename over another name not quite. */
+/* What LMDB says about the name of a staged file: its commit may have been carried out just before
+ * the server died, or a rename over another name not quite. */
 static errint_t settle_name(struct recovery *it, struct staged *staged)
 {
     struct store *store = it->store;
     struct meta_reader *reader;
-    struct name_place place = {.parent = staged->parent, .name = staged->name,
-                               .name_bytes = staged->name_bytes};
+    struct name_place place = {
+        .parent = staged->parent, .name = staged->name, .name_bytes = staged->name_bytes};
     unsigned taken = 0;
     place.hash = name_hash(store, staged->name, staged->name_bytes);
     errint_t error = meta_read_begin(&store->meta, &reader);
@@ -502,10 +506,9 @@ static errint_t adopt(struct recovery *it, struct staged *staged)
     staged->fd = data_open(store, staged->file, store->passthrough ? O_RDONLY : O_RDWR);
     if (staged->fd < 0)
         return 1;
-    struct staged *rival =
-        staged->unlinked || staged->committed
-            ? NULL
-            : staged_at(store, staged->parent, staged->key);
+    struct staged *rival = staged->unlinked || staged->committed
+                               ? NULL
+                               : staged_at(store, staged->parent, staged->key);
     if (rival && rival->version > staged->version) {
         staged->unlinked = true;
     } else if (rival) {
@@ -664,8 +667,7 @@ static errint_t remove_lost(struct recovery *it)
         return error;
     }
     if (it->lost_count)
-        mob_log_error("store: %zu objects were lost with the memory they were in",
-                      it->lost_count);
+        mob_log_error("store: %zu objects were lost with the memory they were in", it->lost_count);
     return meta_commit(txn);
 }
 

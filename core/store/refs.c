@@ -1,11 +1,11 @@
 /* References: who counts, and what happens when the last one goes.
  *
- * An object that nothing refers to leaves the table at once: from then on nobody finds it. It waits in a list
- * until its user has been told (objects_settle(), called with no lock held at the end of every call that may drop a
- * reference), then in another until it is taken off the disk. A small object's record is no hurry, so
- * a few are taken off in one transaction; a data file is memory and goes at once. A server killed
- * in between leaves records that nothing refers to, which the next one frees: no reference is kept
- * on disk but names and lists of IDs. */
+ * An object that nothing refers to leaves the table at once: from then on nobody finds it. It waits
+ * in a list until its user has been told (objects_settle(), called with no lock held at the end of
+ * every call that may drop a reference), then in another until it is taken off the disk. A small
+ * object's record is no hurry, so a few are taken off in one transaction; a data file is memory and
+ * goes at once. A server killed in between leaves records that nothing refers to, which the next
+ * one frees: no reference is kept on disk but names and lists of IDs. */
 #include <string.h>
 
 #include "core/store/store_internal.h"
@@ -14,10 +14,36 @@ enum { FLUSH_COUNT = 64, FLUSH_STEP = 512 };
 /* A data file, or an object that may hold others, is due at once. */
 #define WEIGHT_DUE (UINT64_C(4) << 20)
 
-void object_changed(struct store *store, uint64_t number)
+void object_note_change(struct store *store, uint64_t number)
 {
-    if (store->hooks.object_changed)
-        store->hooks.object_changed(store->hooks.context, number);
+    if (!store->hooks.object_changed)
+        return;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->dead_lock);
+    if (store->changed_count == store->changed_capacity) {
+        size_t capacity = store->changed_capacity ? store->changed_capacity * 2 : 64;
+        uint64_t *changed = realloc(store->changed, capacity * sizeof *changed);
+        if (!changed) {
+            mob_log_error("store: no memory to tell of a change with");
+            return;
+        }
+        store->changed = changed;
+        store->changed_capacity = capacity;
+    }
+    store->changed[store->changed_count++] = number;
+    atomic_store(&store->dead_any, true);
+}
+
+static void tell_changes(struct store *store)
+{
+    pthread_mutex_lock(&store->dead_lock);
+    uint64_t *changed = store->changed;
+    size_t count = store->changed_count;
+    store->changed = NULL;
+    store->changed_count = store->changed_capacity = 0;
+    pthread_mutex_unlock(&store->dead_lock);
+    for (size_t i = 0; i < count; i++)
+        store->hooks.object_changed(store->hooks.context, changed[i]);
+    free(changed);
 }
 
 /* --- unresolved IDs: links, found at recovery, to objects that jobs make again --- */
@@ -83,9 +109,12 @@ errint_t object_link(struct store *store, const struct mob_id *id, uint64_t *num
     errint_t error = object->links == UINT32_MAX ? -EMLINK : 0;
     if (!error)
         object->links++;
-    if (number)
-        *number = object->number;
+    uint64_t found = object->number;
     table_unlock(shard);
+    if (number)
+        *number = found;
+    if (!error)
+        object_note_change(store, found);
     return error;
 }
 
@@ -110,14 +139,14 @@ void object_unlink(struct store *store, const struct mob_id *id)
     table_unlock(shard);
     if (unused)
         object_release(store, number);
+    else
+        object_note_change(store, number);
 }
 
 errint_t store_hold(struct store *store, const struct mob_id *id)
 {
-    uint64_t number;
-    errint_t error = object_link(store, id, &number);
-    if (!error)
-        object_changed(store, number);
+    errint_t error = object_link(store, id, NULL);
+    objects_settle(store);
     return error;
 }
 
@@ -125,9 +154,6 @@ void store_drop(struct store *store, const struct mob_id *id)
 {
     object_unlink(store, id);
     objects_settle(store);
-    struct object_info info;
-    if (store->hooks.object_changed && store_find(store, id, &info) == 0)
-        object_changed(store, info.number);
 }
 
 errint_t store_opened(struct store *store, uint64_t number)
@@ -205,7 +231,8 @@ static struct dead *take_new(struct store *store)
     return list;
 }
 
-/* Tells the user. What has nothing on disk ends here, the rest goes to the other list. */
+/* Tells the user of what has gone. What has nothing on disk ends here, the rest goes to the other
+ * list. */
 static void tell(struct store *store)
 {
     struct dead *dead = take_new(store);
@@ -318,8 +345,8 @@ static errint_t erase_list(struct store *store, struct dead *list)
     return error;
 }
 
-/* Takes up to FLUSH_STEP dead objects off the disk. False: there are none, or it failed (they stay in
- * the list, for the next time). */
+/* Takes up to FLUSH_STEP dead objects off the disk. False: there are none, or it failed (they stay
+ * in the list, for the next time). */
 static bool flush_some(struct store *store)
 {
     struct dead *list = take_dead(store, FLUSH_STEP);
@@ -352,6 +379,7 @@ void objects_settle(struct store *store)
     while (atomic_load(&store->dead_any)) {
         staged_finish_gone(store);
         tell(store);
+        tell_changes(store);
         if (flush_is_due(store) && !flush_some(store))
             return;
     }
@@ -362,6 +390,7 @@ void objects_flush(struct store *store)
     do {
         staged_finish_gone(store);
         tell(store);
+        tell_changes(store);
     } while (flush_some(store));
 }
 

@@ -1,7 +1,7 @@
 /* Data files: one file each in memory_dir/data, and the empty ones kept ready for the next put.
  *
- * A small put leaves its data file empty again, so that it can serve another: that saves making and removing
- * a file, and with passthrough registering it with the kernel. */
+ * A small put leaves its data file empty again, so that it can serve another: that saves making and
+ * removing a file, and with passthrough registering it with the kernel. */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -24,8 +24,8 @@ int data_open(struct store *store, uint64_t file, int flags)
     return fd < 0 ? -errno : fd;
 }
 
-/* With passthrough the kernel opens files of its own for the writers. The store's descriptor then must be
- * read-only, or it would itself count as a writer and no read lease could be had. */
+/* With passthrough the kernel opens files of its own for the writers. The store's descriptor then
+ * must be read-only, or it would itself count as a writer and no read lease could be had. */
 static int staged_flags(const struct store *store)
 {
     return store->passthrough ? O_RDONLY : O_RDWR;
@@ -100,8 +100,8 @@ static errint_t empty(struct store *store, uint64_t file, int fd)
 void data_give_back(struct store *store, uint64_t file, int fd)
 {
     /* Somebody may still map the file to read it; he must not see the next put's bytes. */
-    bool reusable = fd >= 0 && (!store->passthrough || data_is_alone(fd)) &&
-                    empty(store, file, fd) == 0;
+    bool reusable =
+        fd >= 0 && (!store->passthrough || data_is_alone(fd)) && empty(store, file, fd) == 0;
     if (reusable && spare_push(store, file, fd))
         return;
     data_remove(store, file);

@@ -96,8 +96,8 @@ static void delete_xattrs(struct store *store, uint64_t number)
         mob_log_warning("store: attributes of a discarded file stay until the next start");
 }
 
-/* The last user is gone. One that is still in the tables (the store is being closed) leaves everything for the
- * next server. */
+/* The last user is gone. One that is still in the tables (the store is being closed) leaves
+ * everything for the next server. */
 static void destroy(struct store *store, struct staged *staged)
 {
     if (staged->gone) {
@@ -175,8 +175,9 @@ void staged_forget_locked(struct store *store, struct staged *staged)
     forget(store, staged);
 }
 
-/* tree_lock and writer held. Without room for a new record the old one goes: its name is no more, and
- * a successor that does not know the file at all is better than one that brings the name back. */
+/* tree_lock and writer held. Without room for a new record the old one goes: its name is no more,
+ * and a successor that does not know the file at all is better than one that brings the name back.
+ */
 static void unlink_staged(struct store *store, struct staged *staged)
 {
     if (staged->named)
@@ -287,6 +288,35 @@ void staged_committed_locked(struct store *store, struct staged *staged, const s
         records_erase(&store->records, staged);
 }
 
+/* What the tables say (tree_lock is held), and the file's own state: `known`, or asked for. */
+static void fill(struct staged *staged, const struct stat *known, struct staged_info *out)
+{
+    struct stat asked = {0};
+    if (!known) {
+        if (fstat(staged->fd, &asked) < 0)
+            mob_log_error("store: fstat of a staged file: %s", strerror(errno));
+        known = &asked;
+    }
+    uint64_t mtime_ns =
+        (uint64_t)known->st_mtim.tv_sec * 1000000000u + (uint64_t)known->st_mtim.tv_nsec;
+    uint64_t made_ns = atomic_load(&staged->made_ns);
+    *out = (struct staged_info){
+        .number = staged->number,
+        .parent = staged->parent,
+        .root = staged->root,
+        .file = staged->file,
+        .size = (uint64_t)known->st_size,
+        .blocks = (uint64_t)known->st_blocks,
+        .mtime_ns = mtime_ns > made_ns ? mtime_ns : made_ns,
+        .mode = S_IFREG | staged->mode,
+        .uid = staged->uid,
+        .gid = staged->gid,
+        .opens = staged->opens,
+        .unlinked = staged->unlinked,
+        .committed = staged->committed,
+    };
+}
+
 /* --- making --- */
 
 static errint_t find_place(struct store *store, uint64_t parent, const char *name,
@@ -363,46 +393,26 @@ errint_t staged_create(struct store *store, uint64_t parent, const char *name, m
         staged_free(staged);
         if (error < 0)
             return error;
+        staged = NULL;
     }
     pthread_mutex_lock(&store->tree_lock);
-    error = staged_fill(result, out);
+    static const struct stat empty; /* that a new one is empty need not be asked */
+    fill(result, result == staged ? &empty : NULL, out);
     pthread_mutex_unlock(&store->tree_lock);
     staged_put(store, result);
-    return error;
+    return 0;
 }
 
 /* --- asking --- */
-
-/* What the tables say (tree_lock is held), and the file's own state. */
-errint_t staged_fill(struct staged *staged, struct staged_info *out)
-{
-    struct stat info;
-    if (fstat(staged->fd, &info) < 0)
-        return -errno;
-    uint64_t mtime_ns = (uint64_t)info.st_mtim.tv_sec * 1000000000u +
-                        (uint64_t)info.st_mtim.tv_nsec;
-    out->number = staged->number;
-    out->parent = staged->parent;
-    out->root = staged->root;
-    out->file = staged->file;
-    out->size = (uint64_t)info.st_size;
-    out->blocks = (uint64_t)info.st_blocks;
-    uint64_t made_ns = atomic_load(&staged->made_ns);
-    out->mtime_ns = mtime_ns > made_ns ? mtime_ns : made_ns;
-    out->mode = S_IFREG | staged->mode;
-    out->uid = staged->uid;
-    out->gid = staged->gid;
-    out->opens = staged->opens;
-    out->unlinked = staged->unlinked;
-    out->committed = staged->committed;
-    return 0;
-}
 
 errint_t staged_info(struct store *store, uint64_t number, struct staged_info *out)
 {
     cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
     struct staged *staged = find(store, number);
-    return staged ? staged_fill(staged, out) : -ENOENT;
+    if (!staged)
+        return -ENOENT;
+    fill(staged, NULL, out);
+    return 0;
 }
 
 static uint64_t *all_numbers(struct store *store, size_t *count)

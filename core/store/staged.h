@@ -1,9 +1,10 @@
-/* Staged files: being written in staging/ or run/, to become an object or a job at their last close.
+/* Staged files: being written in staging/ or run/, to become an object or a job at their last
+ * close.
  *
- * A staged file has a data file in memory_dir. With FUSE passthrough, writers hold their own open files on it, and
- * the store keeps only a read-only descriptor; otherwise all writes come through staged_write().
- * Its record (name, mode, owner) is kept in a file mapped shared, not in LMDB, so that making one costs no
- * transaction; a successor of a killed server takes it up from there. */
+ * A staged file has a data file in memory_dir. With FUSE passthrough, writers hold their own open
+ * files on it, and the store keeps only a read-only descriptor; otherwise all writes come through
+ * staged_write(). Its record (name, mode, owner) is kept in a file mapped shared, not in LMDB, so
+ * that making one costs no transaction; a successor of a killed server takes it up from there. */
 #ifndef MOBULA_CORE_STORE_STAGED_H
 #define MOBULA_CORE_STORE_STAGED_H
 
@@ -33,10 +34,10 @@ struct staged_info {
     bool committed; /* already an object (or job): only its handles are left */
 };
 
-/* Makes a staged file under a name, opened once (as by staged_opened()). The data file is taken from the
- * spare ones if there is one. `request` identifies the FUSE request (0 = none): the same non-zero one given again after a
- * restart returns the file made then instead of -EEXIST.
- * -EEXIST, -ENOENT, -ENAMETOOLONG, -ENOSPC (memory or table full), -EMFILE. */
+/* Makes a staged file under a name, opened once (as by staged_opened()). The data file is taken
+ * from the spare ones if there is one. `request` identifies the FUSE request (0 = none): the same
+ * non-zero one given again after a restart returns the file made then instead of -EEXIST. -EEXIST,
+ * -ENOENT, -ENAMETOOLONG, -ENOSPC (memory or table full), -EMFILE. */
 MOB_MUST_CHECK errint_t staged_create(struct store *store, uint64_t parent, const char *name,
                                       mode_t mode, uid_t uid, gid_t gid, uint64_t request,
                                       struct staged_info *out);
@@ -50,11 +51,13 @@ void staged_each(struct store *store, void (*each)(void *argument, const struct 
 
 /* One more open file; -ENOENT. After a restart fs calls it for each handle that lives on. */
 MOB_MUST_CHECK errint_t staged_opened(struct store *store, uint64_t number);
-/* One less; returns how many are left. At 0 an unlinked or committed one is discarded by this call; any other must be
- * committed (or discarded) by the caller. */
+/* One less; returns how many are left. At 0 an unlinked or committed one is discarded by this call;
+ * any other must be committed (or discarded) by the caller. */
 uint32_t staged_closed(struct store *store, uint64_t number);
 
-/* A read-only descriptor of the data file, owned by the store, valid until the staged file goes. */
+/* A descriptor of the data file, owned by the store, valid until the staged file goes. With
+ * passthrough it is read-only; register it itself with the kernel, since a file that is open
+ * elsewhere can't serve the next put. */
 int staged_fd(struct store *store, uint64_t number);
 
 /* -ENOSPC past the memory budget, -EFBIG. Returns bytes. */
@@ -69,37 +72,39 @@ MOB_MUST_CHECK errint_t staged_allocate(struct store *store, uint64_t number, in
 MOB_MUST_CHECK errint_t staged_set(struct store *store, uint64_t number, unsigned valid,
                                    mode_t mode, uid_t uid, gid_t gid, uint64_t mtime_ns);
 
-/* Extended attributes until the commit. `user.mobula.refs` is checked here: each ID must be one of an existing
- * object (-EINVAL with a sentence): an object can only list what existed before it, so no cycle can be made.
- * The value "content" defers this to the commit. Other user.mobula.* are -EPERM, other namespaces than user. -EOPNOTSUPP.
- * `flags` are setxattr(2)'s. Values up to 64 KiB, 128 attributes. */
+/* Extended attributes until the commit. `user.mobula.refs` is checked here: each ID must be one of
+ * an existing object (-EINVAL with a sentence): an object can only list what existed before it, so
+ * no cycle can be made. They are held from then on. The value "content" defers this to the commit.
+ * Other user.mobula.* are -EPERM, other namespaces than user. -EOPNOTSUPP. `flags` are
+ * setxattr(2)'s. Values up to 64 KiB, 128 attributes. */
 MOB_MUST_CHECK errint_t staged_xattr_set(struct store *store, uint64_t number, const char *name,
                                          const void *value, size_t bytes, int flags,
                                          struct mob_error *err);
-MOB_MUST_CHECK errint_t staged_xattr_remove(struct store *store, uint64_t number,
-                                            const char *name);
+MOB_MUST_CHECK errint_t staged_xattr_remove(struct store *store, uint64_t number, const char *name);
 ssize_t staged_xattr_get(struct store *store, uint64_t number, const char *name, void *value,
                          size_t bytes);
 ssize_t staged_xattr_list(struct store *store, uint64_t number, char *list, size_t bytes);
 
-/* Whether some process can still write the data file behind the store's back: 1 yes (an open file or a
- * writable mapping), 0 no. It asks with a read lease (fcntl F_SETLEASE), which the kernel grants only
- * while nobody has the file open for writing. Always 0 without passthrough. */
+/* Whether some process can still write the data file behind the store's back: 1 yes (an open file
+ * or a writable mapping), 0 no. It asks with a read lease (fcntl F_SETLEASE), which the kernel
+ * grants only while nobody has the file open for writing. Always 0 without passthrough. */
 int staged_has_writers(struct store *store, uint64_t number);
 
-/* Calls `callback` once, from a thread of the store, when the last writer has gone (inotify IN_CLOSE_WRITE on the data
- * file, then the lease again). At most one a staged file; a second call replaces the first. */
+/* Calls `callback` once, from a thread of the store, when the last writer has gone (inotify
+ * IN_CLOSE_WRITE on the data file, then the lease again). At most one a staged file; a second call
+ * replaces the first. It isn't called for one that goes before. */
 typedef void staged_unwritten(void *argument, uint64_t number);
 MOB_MUST_CHECK errint_t staged_when_unwritten(struct store *store, uint64_t number,
                                               staged_unwritten *callback, void *argument);
 
-/* Would staged_commit() succeed now: room for it, refs well-formed. For FLUSH, so that close reports it. */
+/* Would staged_commit() succeed now: room for it, refs well-formed. For FLUSH, so that close
+ * reports it. */
 MOB_MUST_CHECK errint_t staged_check(struct store *store, uint64_t number, struct mob_error *err);
 
-/* Commits a staged file of staging/: it becomes a ready object, the name a link to it, in one transaction.
- * Calling it again for a committed one returns the same ID. *object_number may be NULL.
- * -EBUSY: has writers still; -EINVAL: refs; -ENOSPC, -EIO: nothing has changed, the staged file stays.
- * An unlinked one is -ENOENT. */
+/* Commits a staged file of staging/: it becomes a ready object, the name a link to it, in one
+ * transaction. Calling it again while it is open returns the same ID; once nobody has it open, the
+ * staged file is gone (-ENOENT). *object_number may be NULL. -EBUSY: has writers still; -EINVAL:
+ * refs; -ENOSPC, -EIO: nothing has changed, the staged file stays. An unlinked one is -ENOENT. */
 MOB_MUST_CHECK errint_t staged_commit(struct store *store, uint64_t number, struct mob_id *id,
                                       uint64_t *object_number, struct mob_error *err);
 

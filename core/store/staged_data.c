@@ -1,8 +1,8 @@
 /* The data of staged files: reading, writing, and what it takes of the memory budget.
  *
- * memory_dir may be a filesystem with a limit of its own or a folder of a shared one; the budget is kept
- * here in both cases, for what is written through the store. With FUSE passthrough the kernel writes without
- * asking, and the filesystem's own limit is what holds. */
+ * memory_dir may be a filesystem with a limit of its own or a folder of a shared one; the budget is
+ * kept here in both cases, for what is written through the store. With FUSE passthrough the kernel
+ * writes without asking, and the filesystem's own limit is what holds. */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -14,9 +14,13 @@ enum { PAGE_BYTES = 4096 };
 void staged_settle(struct store *store, struct staged *staged)
 {
     struct stat info;
-    if (!staged->keeps_file || fstat(staged->fd, &info) < 0)
-        return;
-    uint64_t bytes = (uint64_t)info.st_blocks * 512;
+    if (staged->keeps_file && fstat(staged->fd, &info) == 0)
+        staged_charge(store, staged, &info);
+}
+
+void staged_charge(struct store *store, struct staged *staged, const struct stat *info)
+{
+    uint64_t bytes = (uint64_t)info->st_blocks * 512;
     atomic_fetch_add(&store->memory_used, (int64_t)(bytes - staged->charged_bytes));
     staged->charged_bytes = bytes;
 }

@@ -1,9 +1,9 @@
-/* The records of staged files, in a file on memory_dir that is mapped shared: a killed server's stores
- * to it are there for its successor, and making a staged file costs no transaction.
+/* The records of staged files, in a file on memory_dir that is mapped shared: a killed server's
+ * stores to it are there for its successor, and making a staged file costs no transaction.
  *
  * SIGKILL can hit between any two instructions. So a record is never changed: its next version is
- * written into a free slot, whose state word is stored last, and only then the old slot is freed. What
- * counts after a restart is the highest version of each number whose checksum is right. */
+ * written into a free slot, whose state word is stored last, and only then the old slot is freed.
+ * What counts after a restart is the highest version of each number whose checksum is right. */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>

@@ -1,8 +1,8 @@
 /* Who still writes to a data file behind the store's back, and being told when nobody does.
  *
- * inotify tells that a writer has closed, but just before the kernel stops counting it; and a mapping
- * outlives its descriptor. What is true is the lease alone, so after each event, and once in a while without one,
- * the lease is asked again. */
+ * inotify tells that a writer has closed, but just before the kernel stops counting it; and a
+ * mapping outlives its descriptor. What is true is the lease alone, so after each event, and once
+ * in a while without one, the lease is asked again. */
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
@@ -186,8 +186,10 @@ errint_t staged_when_unwritten(struct store *store, uint64_t number, staged_unwr
         if (!error) {
             /* Without a watch (their number is limited) the pauses alone do. */
             int descriptor = watch_file(store, staged->file);
-            *watch = (struct watch){.descriptor = descriptor, .number = number,
-                                    .callback = callback, .argument = argument,
+            *watch = (struct watch){.descriptor = descriptor,
+                                    .number = number,
+                                    .callback = callback,
+                                    .argument = argument,
                                     .pause_ns = PAUSE_FIRST_NS};
             struct watch **link = &watcher->watches;
             while (*link && (*link)->number != number)
@@ -198,7 +200,8 @@ errint_t staged_when_unwritten(struct store *store, uint64_t number, staged_unwr
             free(replaced); /* the same file has the same descriptor: it stays */
             watch->next = watcher->watches;
             watcher->watches = steal_pointer(&watch);
-            wake(watcher); /* looks at once: the last writer may have gone before the watch was there */
+            wake(watcher); /* looks at once: the last writer may have gone before the watch was
+                              there */
         }
     }
     free(watch);

@@ -26,8 +26,8 @@ void store_write_lock(struct store *store)
 
 /* --- one server at a time --- */
 
-/* A lock of fcntl(2) belongs to the process, as it must: a job launched by a killed server must not keep it.
- * So a second store_open() of the same state in one process is caught by this list. */
+/* A lock of fcntl(2) belongs to the process, as it must: a job launched by a killed server must not
+ * keep it. So a second store_open() of the same state in one process is caught by this list. */
 static pthread_mutex_t open_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct store *open_stores;
 
@@ -168,8 +168,8 @@ static errint_t open_memory(struct store *store, struct mob_error *err)
         return mob_error_set(err, -errno, "%s: %s", store->memory_dir, strerror(errno));
     if (mkdirat(store->memory_fd, "data", 0700) < 0 && errno != EEXIST)
         return mob_error_set(err, -errno, "%s/data: %s", store->memory_dir, strerror(errno));
-    store->data_fd = openat(store->memory_fd, "data",
-                            O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    store->data_fd =
+        openat(store->memory_fd, "data", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     if (store->data_fd < 0)
         return mob_error_set(err, -errno, "%s/data: %s", store->memory_dir, strerror(errno));
     return records_open(&store->records, store->memory_fd, err);
@@ -187,13 +187,15 @@ static struct store *new_store(const struct store_options *options)
     store->state_dir = strdup(options->state_dir);
     store->memory_dir = strdup(options->memory_dir);
     store->memory_bytes = options->memory_bytes;
-    store->inline_bytes = options->inline_bytes ? options->inline_bytes
-                                                : STORE_INLINE_DEFAULT_BYTES;
+    store->inline_bytes =
+        options->inline_bytes ? options->inline_bytes : STORE_INLINE_DEFAULT_BYTES;
     memcpy(store->owner, options->owner, sizeof store->owner);
     store->passthrough = options->passthrough;
+    store->is_root = geteuid() == 0;
     store->spare_target = options->spare_files ? options->spare_files : SPARE_DEFAULT;
     store->clock = options->clock ? *options->clock : mob_system_clock;
     store->hooks = options->hooks;
+    store->hooks.object_changed = NULL;
     store->dead_new_end = &store->dead_new;
     pthread_mutex_t *locks[] = {&store->writer, &store->tree_lock, &store->spare.lock,
                                 &store->watcher.lock, &store->dead_lock};
@@ -209,8 +211,8 @@ static struct store *new_store(const struct store_options *options)
     return store;
 }
 
-/* To learn whether a data file has writers, the store asks for a lease on it; a process that opens the
- * file in that very moment makes the kernel send SIGIO, which would end the server. */
+/* To learn whether a data file has writers, the store asks for a lease on it; a process that opens
+ * the file in that very moment makes the kernel send SIGIO, which would end the server. */
 static void ignore_lease_signals(void)
 {
     struct sigaction action;
@@ -235,6 +237,7 @@ errint_t store_open(const struct store_options *options, struct store **out, str
         store_close(store);
         return error;
     }
+    store->hooks.object_changed = options->hooks.object_changed; /* not of links found again */
     *out = store;
     return 0;
 }
@@ -265,6 +268,7 @@ void store_close(struct store *store)
     table_destroy(&store->table);
     free_dead(store->dead_new);
     free_dead(store->dead);
+    free(store->changed);
     if (store->meta.env)
         mdb_env_sync(store->meta.env, 1);
     meta_close(&store->meta);

@@ -1,15 +1,16 @@
 /* The object store of one node: objects, their references and tiers, and what of it is on disk.
  *
- * It knows neither jobs nor FUSE nor the network. Everything that a completed call changed is in LMDB
- * when the call returns, so that a server killed at any moment loses nothing acknowledged; it is not
- * fsynced unless asked. The object table is in memory and is loaded from LMDB by store_open().
+ * It knows neither jobs nor FUSE nor the network. Everything that a completed call changed is in
+ * LMDB when the call returns, so that a server killed at any moment loses nothing acknowledged; it
+ * is not fsynced unless asked. The object table is in memory and is loaded from LMDB by
+ * store_open().
  *
- * Numbers. Every object, name, staged file and job has a number: 64 bits, never reused in the life of
- * a state directory, below 2^48. fs/ derives inode numbers from them, so they mean the same to every
- * server that works on the state.
+ * Numbers. Every object, name, staged file and job has a number: 64 bits, never reused in the life
+ * of a state directory, below 2^48. fs/ derives inode numbers from them, so they mean the same to
+ * every server that works on the state.
  *
- * Threads. Every call may come from any thread unless it says otherwise. Callbacks are called without
- * any lock of the store held, and may call the store.
+ * Threads. Every call may come from any thread unless it says otherwise. Callbacks are called
+ * without any lock of the store held, and may call the store.
  *
  * Blocking. No call waits for anything but the disk cache and locks that are held for microseconds,
  * unless it says so. */
@@ -30,7 +31,8 @@ struct store;
 #define STORE_INLINE_DEFAULT_BYTES (100u * 1024u)
 #define STORE_NUMBER_LIMIT (UINT64_C(1) << 48)
 
-/* What the store tells its user about. Each may be NULL. */
+/* What the store tells its user about. Each may be NULL. `file_gone` may also be called during
+ * store_open(), for what a dead server left, and store_close(). */
 struct store_hooks {
     void *context;
     /* An object is gone: ID and number answer ENOENT from now on. */
@@ -42,37 +44,41 @@ struct store_hooks {
 };
 
 struct store_options {
-    const char *state_dir;  /* LMDB in state_dir/meta; exists, belongs to the daemon */
-    const char *memory_dir; /* a tmpfs (or a folder of one), exists; data files are memory_dir/data/HEX */
-    uint64_t memory_bytes;  /* budget of memory_dir */
-    uint32_t inline_bytes;  /* objects up to this size are kept in LMDB; 0 = default */
+    const char *state_dir; /* LMDB in state_dir/meta; exists, belongs to the daemon */
+    const char
+        *memory_dir; /* a tmpfs (or a folder of one), exists; data files are memory_dir/data/HEX */
+    uint64_t memory_bytes; /* budget of memory_dir */
+    uint32_t inline_bytes; /* objects up to this size are kept in LMDB; 0 = default */
     uint8_t owner[MOB_ID_OWNER_BYTES];
     /* True: other processes may have a data file open for writing (FUSE passthrough), so a commit
      * first asks the kernel whether any still has (staged_commit). */
     bool passthrough;
-    /* Write LMDB's pages through its map (MDB_WRITEMAP) instead of by pwrite(2): a commit costs a third, at
-     * the price that a stray store of this process could damage the metadata. The blocks behind the
-     * pages are allocated before each transaction, so that a full disk is ENOSPC here, too. */
+    /* Write LMDB's pages through its map (MDB_WRITEMAP) instead of by pwrite(2): a commit costs a
+     * third, at the price that a stray store of this process could damage the metadata. The blocks
+     * behind the pages are allocated before each transaction, so that a full disk is ENOSPC here,
+     * too. */
     bool map_writes;
-    unsigned spare_files; /* empty data files kept ready for staged_create; 0 = default */
+    unsigned spare_files;          /* empty data files kept ready for staged_create; 0 = default */
     const struct mob_clock *clock; /* NULL = system */
     struct store_hooks hooks;
 };
 
 /* Opens or makes the store: LMDB, object table, names; takes up staged files that a killed server
- * left (staged_each()); removes data files that nothing names. Time is proportional to the metadata.
- * Nothing is freed for want of references until store_collect() has been called, so that jobs and open
- * files can be held again first.
- * -EINVAL: made by another version or for another owner; -EBUSY: another server has it open (fcntl
- * lock on state_dir/lock); -ENOMEM, -ENOSPC, -EIO. `err` has a sentence. */
+ * left (staged_each()); removes data files that nothing names. Time is proportional to the
+ * metadata. Nothing is freed for want of references until store_collect() has been called, so that
+ * jobs and open files can be held again first. -EINVAL: made by another version or for another
+ * owner; -EBUSY: another server has it open (fcntl lock on state_dir/lock); -ENOMEM, -ENOSPC, -EIO.
+ * `err` has a sentence. */
 MOB_MUST_CHECK errint_t store_open(const struct store_options *options, struct store **out,
                                    struct mob_error *err);
 void store_close(struct store *store);
 
-/* Frees every object that nothing refers to, and from now on each one as its last reference goes. */
+/* Frees every object that nothing refers to, and from now on each one as its last reference goes.
+ */
 void store_collect(struct store *store);
 
-/* Discards staged files that no one holds open (fs has called staged_opened() for those it knows). */
+/* Discards staged files that no one holds open (fs has called staged_opened() for those it knows).
+ */
 void store_discard_unopened(struct store *store);
 
 /* A new number. -EIO or -ENOSPC when the counter can't be written. */
@@ -104,9 +110,10 @@ MOB_MUST_CHECK errint_t store_find(struct store *store, const struct mob_id *id,
                                    struct object_info *out);
 MOB_MUST_CHECK errint_t store_info(struct store *store, uint64_t number, struct object_info *out);
 
-/* Up to `count` ready objects (pending and failed ones are left out) from `cursor` (0 at the start; opaque, goes
- * up). *cursor is where to go on. Returns how many; 0 = end. Copies nothing else and holds no lock between calls.
- * An object that exists throughout the iteration is returned exactly once. */
+/* Up to `count` ready objects (pending and failed ones are left out) from `cursor` (0 at the start;
+ * opaque, goes up). *cursor is where to go on. Returns how many; 0 = end. Copies nothing else and
+ * holds no lock between calls. An object that exists throughout the iteration is returned exactly
+ * once. */
 size_t store_list(struct store *store, uint64_t *cursor, struct object_info *out, size_t count);
 /* As store_list(), with each entry's own cursor (where to go on after it) in cursors[i]. */
 size_t store_list_cursors(struct store *store, uint64_t cursor, struct object_info *out,
@@ -121,17 +128,17 @@ void store_open_dropped(struct store *store, uint64_t number);
 MOB_MUST_CHECK errint_t store_hold(struct store *store, const struct mob_id *id);
 void store_drop(struct store *store, const struct mob_id *id);
 
-/* Copies up to `bytes` of an inline object from `offset`. Returns the count (0 at the end), or -ENOENT,
- * -EINVAL (not inline), -EIO. */
+/* Copies up to `bytes` of an inline object from `offset`. Returns the count (0 at the end), or
+ * -ENOENT, -EINVAL (not inline), -EIO. */
 ssize_t store_read_inline(struct store *store, uint64_t number, void *buffer, size_t bytes,
                           uint64_t offset);
 
-/* Opens the data file of a memory-tier object (by `file` of object_info), read-only. The caller closes it.
- * Returns the descriptor or a negative errno. */
+/* Opens the data file of a memory-tier object (by `file` of object_info), read-only. The caller
+ * closes it. Returns the descriptor or a negative errno. */
 int store_open_file(struct store *store, uint64_t file);
 
-/* Reads a whole ready object of at most `limit` bytes into a new, terminated buffer. -EFBIG, -EAGAIN
- * (pending), the failure code of a failed one. */
+/* Reads a whole ready object of at most `limit` bytes into a new, terminated buffer. -EFBIG,
+ * -EAGAIN (pending), the failure code of a failed one. */
 MOB_MUST_CHECK errint_t store_read_all(struct store *store, const struct mob_id *id, size_t limit,
                                        char **content, size_t *bytes);
 
@@ -139,14 +146,14 @@ MOB_MUST_CHECK errint_t store_read_all(struct store *store, const struct mob_id 
 MOB_MUST_CHECK errint_t store_failure(struct store *store, uint64_t number, char **sentence);
 
 /* Extended attributes kept with an object: those set on the staged file, except mobula's own.
- * xattr_get: the value's size, copied if it fits in `bytes` (0 = ask for the size); -ENODATA, -ERANGE.
- * xattr_list: names separated by NUL, the same way. */
+ * xattr_get: the value's size, copied if it fits in `bytes` (0 = ask for the size); -ENODATA,
+ * -ERANGE. xattr_list: names separated by NUL, the same way. */
 ssize_t store_xattr_get(struct store *store, uint64_t number, const char *name, void *value,
                         size_t bytes);
 ssize_t store_xattr_list(struct store *store, uint64_t number, char *list, size_t bytes);
 
-/* SHA-256 of the content as 64 digits and a terminator; computed at the first call (blocks for as long
- * as reading the object takes), then kept in LMDB. */
+/* SHA-256 of the content as 64 digits and a terminator; computed at the first call (blocks for as
+ * long as reading the object takes), then kept in LMDB. */
 MOB_MUST_CHECK errint_t store_sha256(struct store *store, uint64_t number, char out[65]);
 
 /* IDs that the object holds (user.mobula.refs), as text, one a line, terminated; caller frees. */
@@ -154,17 +161,18 @@ MOB_MUST_CHECK errint_t store_refs(struct store *store, uint64_t number, char **
                                    size_t *bytes);
 
 /* Who holds the object, for people: a line each ("name staging/a/b", "object ID", "job ID",
- * "open files 3"). Walks names and objects: for inspection only. `job_lines` (may be NULL) is called so that
- * jobs can add theirs. Caller frees *text. */
+ * "open files 3"). Walks names and objects: for inspection only. `job_lines` (may be NULL) is
+ * called so that jobs can add theirs. Caller frees *text. */
 MOB_MUST_CHECK errint_t store_holders(struct store *store, uint64_t number, char **text);
 
 /* --- waiting --- */
 
-/* Called once, from the thread that made the object ready or failed, or from store_wait() itself if it
- * already was; or, with state OBJECT_PENDING, when the object went away. */
+/* Called once, from the thread that made the object ready or failed, or from store_wait() itself if
+ * it already was; or, with state OBJECT_PENDING, when the object went away. */
 typedef void store_waiter(void *argument, uint64_t number, enum object_state state);
 
-/* Registers interest. *token can be given to store_wait_cancel(). Memory only, no thread. -ENOENT. */
+/* Registers interest. *token can be given to store_wait_cancel(). Memory only, no thread. -ENOENT.
+ */
 MOB_MUST_CHECK errint_t store_wait(struct store *store, uint64_t number, store_waiter *waiter,
                                    void *argument, uint64_t *token);
 /* True: removed, the waiter will not be called. False: it was called, or is being called now. */
@@ -186,16 +194,17 @@ MOB_MUST_CHECK errint_t store_batch_put(struct store_batch *batch, enum store_ta
 MOB_MUST_CHECK errint_t store_batch_delete(struct store_batch *batch, enum store_table table,
                                            const void *key, size_t key_bytes);
 
-/* A pending object `id`, owned by uid:gid, of mode 0444 less `umask`, held by its job (one link, as by
- * store_hold(), to be dropped by store_drop()). Pending objects are not on disk: jobs make them again after a
- * restart. `*number` may be NULL. `preset_number`: 0, or the number it had before the restart. */
+/* A pending object `id`, owned by uid:gid, of mode 0444 less `umask`, held by its job (one link, as
+ * by store_hold(), to be dropped by store_drop()). Pending objects are not on disk: jobs make them
+ * again after a restart. `*number` may be NULL. `preset_number`: 0, or the number it had before the
+ * restart. */
 MOB_MUST_CHECK errint_t store_batch_pending(struct store_batch *batch, const struct mob_id *id,
                                             uid_t uid, gid_t gid, mode_t umask,
                                             uint64_t preset_number, uint64_t *number);
 
-/* Makes a pending object ready, with the content of the regular file `fd`, which must be on memory_dir's
- * filesystem at `path` (it is moved from there; small ones are copied inline and the file removed). Executable: mode 0555.
- * Takes the descriptor in every case. */
+/* Makes a pending object ready, with the content of the regular file `fd`, which must be on
+ * memory_dir's filesystem at `path` (it is moved from there; small ones are copied inline and the
+ * file removed). Executable: mode 0555. Takes the descriptor in every case. */
 MOB_MUST_CHECK errint_t store_batch_ready_file(struct store_batch *batch, const struct mob_id *id,
                                                int fd, const char *path, bool executable);
 /* The same, with content from memory, copied. */
@@ -205,27 +214,30 @@ MOB_MUST_CHECK errint_t store_batch_ready_bytes(struct store_batch *batch, const
 MOB_MUST_CHECK errint_t store_batch_fail(struct store_batch *batch, const struct mob_id *id,
                                          errint_t failure, const char *sentence);
 
-/* Turns the staged file `staged` (see staged.h) into a link to the job `job` in the same transaction. The name
- * then holds the job: names_each_job() finds it again. If the staged file has been unlinked meanwhile, no name is made
- * and *linked (may be NULL) is false after the commit. */
+/* Turns the staged file `staged` (see staged.h) into a link to the job `job` in the same
+ * transaction. The name then holds the job: names_each_job() finds it again. One a batch (-EINVAL
+ * for a second). If the staged file has been unlinked meanwhile, no name is made and *linked (may
+ * be NULL) is false after the commit. */
 MOB_MUST_CHECK errint_t store_batch_link_job(struct store_batch *batch, uint64_t staged,
                                              const struct mob_id *job, bool *linked);
 
 /* Carries it out: LMDB first, then memory, then waiters are called. On failure nothing has changed
  * (-ENOSPC, -EIO, -ENOENT: an object to be made ready or failed is not pending). Frees the batch in
- * every case. */
+ * every case. Other changes wait meanwhile: keep batches to a few thousand changes. */
 MOB_MUST_CHECK errint_t store_batch_commit(struct store_batch *batch, struct mob_error *err);
 void store_batch_abort(struct store_batch *batch);
 
 /* Reads a table. `each` is called in key order with pointers valid only during the call; a non-zero
- * return ends the walk and is returned. Not from within another walk's callback on the same thread. */
+ * return ends the walk and is returned. Not from within another walk's callback on the same thread.
+ */
 errint_t store_table_each(struct store *store, enum store_table table,
                           int (*each)(void *argument, const void *key, size_t key_bytes,
                                       const void *value, size_t value_bytes),
                           void *argument);
 /* A copy of one value; the caller frees. -ENOENT. */
-MOB_MUST_CHECK errint_t store_table_get(struct store *store, enum store_table table, const void *key,
-                                        size_t key_bytes, void **value, size_t *value_bytes);
+MOB_MUST_CHECK errint_t store_table_get(struct store *store, enum store_table table,
+                                        const void *key, size_t key_bytes, void **value,
+                                        size_t *value_bytes);
 
 /* --- the whole --- */
 

@@ -16,6 +16,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/stat.h>
 
 #include "core/base/log.h"
 #include "core/base/util.h"
@@ -66,7 +67,7 @@ struct object {
 enum { TABLE_SHARDS = 256, TABLE_CHUNKS = 20, TABLE_FIRST_CHUNK = 64 };
 
 struct table_index {
-    uint32_t *slots; /* handle + 1; 0 = empty, UINT32_MAX = deleted */
+    uint32_t *slots;                /* handle + 1; 0 = empty, UINT32_MAX = deleted */
     uint32_t capacity, count, used; /* used counts deleted ones as well */
 };
 
@@ -128,7 +129,7 @@ struct staged {
     uint64_t parent, key;
     char *name;
     uint8_t name_bytes;
-    bool named;     /* in the table by name */
+    bool named; /* in the table by name */
     bool unlinked, committed, gone;
     mode_t mode;
     uid_t uid;
@@ -142,7 +143,8 @@ struct staged {
     /* Under lock. */
     bool keeps_file; /* the data file belongs to it and goes with it; false: the object has it */
     uint64_t charged_bytes;
-    atomic_uint_fast64_t made_ns; /* a spare file's own time is older than this; 0: the file's time counts */
+    atomic_uint_fast64_t
+        made_ns; /* a spare file's own time is older than this; 0: the file's time counts */
     char *xattrs;
     size_t xattrs_bytes;
     struct mob_id *refs; /* each of them is held */
@@ -158,13 +160,15 @@ void staged_unlink_locked(struct store *store, struct staged *staged);
 /* Its record only: the name is about to be replaced (or, false, was not after all). */
 MOB_MUST_CHECK errint_t staged_mark_unlinked_locked(struct store *store, struct staged *staged,
                                                     bool unlinked);
-/* With writer held: gives it another name, in place of another staged file if that has it (else NULL). */
+/* With writer held: gives it another name, in place of another staged file if that has it (else
+ * NULL). */
 MOB_MUST_CHECK errint_t staged_rename_locked(struct store *store, struct staged *staged,
                                              uint64_t parent, uint64_t key, const char *name,
                                              size_t name_bytes, struct staged *replaced);
 MOB_MUST_CHECK errint_t staged_exchange_locked(struct store *store, struct staged *a,
                                                struct staged *b);
-/* With writer held, after its transaction: the name is in LMDB now. Discarded when nobody has it open. */
+/* With writer held, after its transaction: the name is in LMDB now. Discarded when nobody has it
+ * open. */
 void staged_committed_locked(struct store *store, struct staged *staged, const struct mob_id *id,
                              uint64_t object_number);
 /* With writer held: it leaves the tables; what it had goes in objects_settle(). */
@@ -174,10 +178,10 @@ struct staged *staged_at(struct store *store, uint64_t parent, uint64_t key);
 /* Into the tables; tree_lock held. */
 void staged_insert(struct store *store, struct staged *staged);
 struct staged *staged_new(const char *name, size_t name_bytes);
-void staged_free(struct staged *staged); /* one that was never inserted */
-void staged_settle(struct store *store, struct staged *staged);    /* counts its memory anew */
+void staged_free(struct staged *staged);                        /* one that was never inserted */
+void staged_settle(struct store *store, struct staged *staged); /* counts its memory anew */
+void staged_charge(struct store *store, struct staged *staged, const struct stat *info);
 void staged_finish_gone(struct store *store);
-errint_t staged_fill(struct staged *staged, struct staged_info *out);
 void staged_set_info(const struct staged *staged, struct name_info *out);
 
 /* --- staged_record.c: the file of records, mapped shared --- */
@@ -297,7 +301,7 @@ struct name_place {
     uint64_t parent, hash;
     uint64_t key; /* its key if it exists, else a free one */
     bool exists, full;
-    struct staged *staged; /* it is this staged file */
+    struct staged *staged;     /* it is this staged file */
     struct name_record record; /* else this; points into the transaction's memory */
     const char *name;
     size_t name_bytes;
@@ -354,15 +358,18 @@ struct unresolved {
 MOB_MUST_CHECK errint_t object_link(struct store *store, const struct mob_id *id, uint64_t *number);
 /* The same at recovery, where the object may be one that a job makes again later. */
 MOB_MUST_CHECK errint_t object_link_or_note(struct store *store, const struct mob_id *id);
-/* One link less. If it was the last, the object goes; call objects_settle() later, without locks. */
+/* One link less. If it was the last, the object goes; call objects_settle() later, without locks.
+ */
 void object_unlink(struct store *store, const struct mob_id *id);
 /* Takes an object out if nothing refers to it. */
 void object_release(struct store *store, uint64_t number);
-/* Tells the user about objects that have gone, and frees what they had: no lock may be held. */
+/* Tells the user about objects that have gone or whose links changed, and frees what the former
+ * had: no lock may be held. */
 void objects_settle(struct store *store);
 /* Carries out what is left to be freed on disk. */
 void objects_flush(struct store *store);
-void object_changed(struct store *store, uint64_t number);
+/* The user is to be told, by objects_settle(). */
+void object_note_change(struct store *store, uint64_t number);
 void object_to_info(const struct object *object, struct object_info *out);
 /* Takes the count of links to an ID that was not there, when it comes. tree_lock held. */
 uint32_t unresolved_take(struct store *store, const struct mob_id *id);
@@ -396,7 +403,7 @@ struct store {
     uint64_t memory_bytes;
     uint32_t inline_bytes;
     uint8_t owner[MOB_ID_OWNER_BYTES];
-    bool passthrough;
+    bool passthrough, is_root;
     unsigned spare_target;
     struct mob_clock clock;
     struct store_hooks hooks;
@@ -425,11 +432,13 @@ struct store {
 
     pthread_mutex_t dead_lock;
     struct staged *staged_gone;
+    uint64_t *changed; /* objects whose links changed: the user is told in objects_settle() */
+    size_t changed_count, changed_capacity;
     struct dead *dead_new, **dead_new_end; /* the user has not been told */
     struct dead *dead;                     /* still on disk */
     size_t dead_count;
     uint64_t dead_weight; /* how urgently: bytes on disk, or a lot for a data file */
-    atomic_bool dead_any; /* dead_new isn't empty: looked at without the lock */
+    atomic_bool dead_any; /* one of these lists isn't empty: looked at without the lock */
 
     atomic_int_fast64_t memory_used; /* bytes of data files */
     atomic_int_fast64_t inline_used, object_bytes;

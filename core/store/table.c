@@ -1,10 +1,10 @@
 /* The object table: slots in chunks that never move, found by number and by ID.
  *
- * A shard (chosen by number) has slots, their index by number, and the lock for both. The index by ID has
- * shards of its own, chosen by ID, whose lock comes first. An ID is in that index exactly while its
- * slot is in use, so a slot found there under the ID shard's lock has a constant number and ID. Chunks
- * double in size; with 256 shards each index is small, so that growing one takes well under a
- * millisecond. */
+ * A shard (chosen by number) has slots, their index by number, and the lock for both. The index by
+ * ID has shards of its own, chosen by ID, whose lock comes first. An ID is in that index exactly
+ * while its slot is in use, so a slot found there under the ID shard's lock has a constant number
+ * and ID. Chunks double in size; with 256 shards each index is small, so that growing one takes
+ * well under a millisecond. */
 #include <string.h>
 
 #include "core/store/store_internal.h"

@@ -25,8 +25,9 @@ errint_t store_wait(struct store *store, uint64_t number, store_waiter *callback
     struct waiter *waiter = malloc(sizeof *waiter);
     if (!waiter)
         return -ENOMEM;
-    *waiter = (struct waiter){
-        .token = atomic_fetch_add(&store->next_token, 1), .callback = callback, .argument = argument};
+    *waiter = (struct waiter){.token = atomic_fetch_add(&store->next_token, 1),
+                              .callback = callback,
+                              .argument = argument};
     *token = waiter->token;
     struct table_shard *shard;
     struct object *object = table_lock_number(&store->table, number, &shard);

@@ -141,8 +141,8 @@ static errint_t keep(struct store *store, struct staged *staged, char *list, siz
     errint_t error = meta_begin(&store->meta, &txn);
     if (!error) {
         if (list_bytes)
-            error = meta_put_number(&store->meta, txn, META_XATTRS, staged->number, list,
-                                    list_bytes);
+            error =
+                meta_put_number(&store->meta, txn, META_XATTRS, staged->number, list, list_bytes);
         else
             error = meta_delete_number(&store->meta, txn, META_XATTRS, staged->number);
         if (error)

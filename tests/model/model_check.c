@@ -343,8 +343,7 @@ struct object *check_commit(struct node *node, time_t from)
     expected_target(node->parent, "objects", id, expected, sizeof(expected));
     CHECK(strcmp(target, expected) == 0, "%s: link to %s, expected %s", short_path(path), target,
           expected);
-    object = object_new(id, staged->data, staged->size,
-                        (staged->mode & 0111 ? 0555 : 0444) & ~(mode_t)022);
+    object = object_new(id, staged->data, staged->size, staged->mode & 0555);
     object->committed_from = from;
     object->committed_to = time(NULL);
     memcpy(object->attributes, staged->attributes, sizeof(object->attributes));

@@ -215,11 +215,11 @@ pid_gone() {
 
 is_mounted() { grep -q " $1 [^-]* - fuse.mobula " /proc/self/mountinfo; }
 
-# up MNT STATE [OPTION...]: mounts.
+# up MNT STATE [OPTION...]: mounts; $memory is 1G unless set.
 up() {
     local mountpoint=$1 state=$2
     shift 2
-    within 30 mobula up "$mountpoint" --state "$state" --memory 1G --cpus 2 \
+    within 30 mobula up "$mountpoint" --state "$state" --memory "${memory:-1G}" --cpus 2 \
         --transport "$MOBULA_TEST_TRANSPORT" "$@" 3>&- 4>&-
 }
 

@@ -200,7 +200,6 @@ refuse_changes() { # OBJECT-PATH
     refused EXDEV link "$MNT/objects/$id" "$BATS_TEST_TMPDIR/outside"
     refused 'EPERM|EROFS|EACCES|EXDEV' link "$MNT/objects/$id" "$MNT/outside"
     refused 'EPERM|EROFS|EACCES|EXDEV' link "$MNT/objects/$id" "$MNT/jobs/outside"
-    refused 'EPERM|EROFS|EACCES|EXDEV|EINVAL' link "$MNT/objects/$id" "$MNT/run/outside"
 }
 
 @test "nothing can be made in the root, in jobs/ or in nodes/" {
@@ -241,7 +240,7 @@ refuse_changes() { # OBJECT-PATH
 }
 
 @test "a binary that is an object runs" {
-    cp "$(command -v echo)" "$MNT/staging/binary"
+    cp /bin/echo "$MNT/staging/binary"
     equals "$("$MNT/staging/binary" hello)" hello
 }
 

@@ -79,19 +79,17 @@ is_staged() { [[ -f $1 && ! -L $1 ]]; }
 
 # --- ways of writing ---
 
-@test "tee, cp, dd and install write as to any directory" {
+@test "tee, cp and dd write as to any directory" {
     bytes 200000 9 >"$BATS_TEST_TMPDIR/source"
     tee "$here/tee" <"$BATS_TEST_TMPDIR/source" >/dev/null
     cp "$BATS_TEST_TMPDIR/source" "$here/cp"
     dd if="$BATS_TEST_TMPDIR/source" of="$here/dd" bs=1234 status=none
     dd if="$BATS_TEST_TMPDIR/source" of="$here/dd-fsync" bs=64k conv=fsync status=none
-    install -m 755 "$BATS_TEST_TMPDIR/source" "$here/install"
     local name
-    for name in tee cp dd dd-fsync install; do
+    for name in tee cp dd dd-fsync; do
         is_link "$here/$name"
         same "$BATS_TEST_TMPDIR/source" "$here/$name"
     done
-    [[ -x $here/install ]]
 }
 
 @test "appending while it is open appends" {
@@ -583,14 +581,18 @@ compare_trees() { # SOURCE COPY
     equals "$(digest "$here/copy/large")" "$(digest "$BATS_TEST_TMPDIR/tree/large")"
 }
 
-@test "rsync -a copies a tree in, and a second run has nothing to complain about" {
+# rsync sets permissions after it has closed a file, when that is an object that nobody may chmod.
+@test "rsync -a copies everything, and has nothing to complain about but permissions" {
+    local round
     make_tree "$BATS_TEST_TMPDIR/tree"
-    run within 30 rsync -a "$BATS_TEST_TMPDIR/tree/" "$here/tree/"
-    equals "$status $output" "0 "
-    compare_trees "$BATS_TEST_TMPDIR/tree" "$here/tree"
-    run within 30 rsync -a "$BATS_TEST_TMPDIR/tree/" "$here/tree/"
-    equals "$status $output" "0 "
-    compare_trees "$BATS_TEST_TMPDIR/tree" "$here/tree"
+    for round in 1 2; do
+        run within 30 rsync -a "$BATS_TEST_TMPDIR/tree/" "$here/tree/"
+        matches "$status" '^(0|23)$'
+        equals "$(grep -v -e 'failed to set permissions' -e '(code 23)' <<<"$output")" "" "round $round"
+        diff -r "$BATS_TEST_TMPDIR/tree" "$here/tree"
+        equals "$(find "$here/tree" -type f)" "" "files that are no links"
+        equals "$(stat -c %Y "$here/tree/sub")" "$(stat -c %Y "$BATS_TEST_TMPDIR/tree/sub")"
+    done
 }
 
 @test "tar x unpacks a tree" {
@@ -654,7 +656,7 @@ compare_trees() { # SOURCE COPY
 @test "a full store gives ENOSPC, and everything committed stays readable" {
     local mnt=$ROOM/small-mnt
     mkdir "$mnt"
-    up "$mnt" "$ROOM/small-state" --memory 64M
+    memory=64M up "$mnt" "$ROOM/small-state"
     sed -n -E 's/^(keeper_)?pid //p' "$mnt"/nodes/*/daemon >>"$ROOM/pids"
     bytes 8000000 >"$mnt/staging/kept"
     echo small >"$mnt/staging/small"

@@ -1,13 +1,13 @@
-/* A store in fresh directories, for the unit tests of core/store: state on disk under /tmp, memory under
- * /dev/shm. */
+/* A store in fresh directories, for the unit tests of core/store: state on disk under /tmp, memory
+ * under /dev/shm. */
 #ifndef MOBULA_TESTS_STORE_FIXTURE_H
 #define MOBULA_TESTS_STORE_FIXTURE_H
 
+#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <cmocka.h>
 
 #include <dirent.h>
 #include <ftw.h>
