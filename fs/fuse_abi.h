@@ -1,5 +1,5 @@
-/* The kernel's FUSE ABI, where the <linux/fuse.h> of the build machine may be older than the kernel that
- * we run on (Debian 12 has 7.38; FUSE over io_uring is 7.42). Taken from the kernel's
+/* The kernel's FUSE ABI, where the <linux/fuse.h> of the build machine may be older than the kernel
+ * that we run on (Debian 12 has 7.38; FUSE over io_uring is 7.42). Taken from the kernel's
  * include/uapi/linux/fuse.h, which is BSD-2-Clause as well as GPL with the syscall note. Names are
  * our own, so that a newer header does not collide. */
 #ifndef MOBULA_FS_FUSE_ABI_H
@@ -22,6 +22,7 @@ enum {
 /* INIT flags: the first 32 in `flags`, the others in `flags2` once ABI_INIT_EXT is set. */
 #define ABI_INIT_EXT (1ull << 30)
 #define ABI_INIT_PASSTHROUGH (1ull << 37)
+#define ABI_INIT_DIRECT_IO_ALLOW_MMAP (1ull << 36)
 #define ABI_INIT_HAS_RESEND (1ull << 39)
 #define ABI_INIT_OVER_IO_URING (1ull << 41)
 

@@ -175,7 +175,7 @@ void slow_close(struct slow *slow);
 bool slow_run(struct slow *slow, void (*function)(void *argument), void *argument);
 
 /* --- parking, ops.c --- */
-/* Parks the request that is being handled until the object or job ends, a signal comes, or it goes. */
+/* Parks the request that is being handled (an open of an object has been counted, and stays so) until the object or job ends, a signal comes, or it goes. */
 void park(fuse_req_t request, enum waiting_kind kind, uint64_t node, uint64_t number,
           uint32_t open_flags);
 

@@ -6,6 +6,8 @@
 
 #include "fs/internal.h"
 
+#define FRESH_RESULT_NS UINT64_C(5000000000)
+
 static errint_t object_attributes(struct fs *fs, uint64_t node, struct stat *out, double *timeout)
 {
     struct object_info info;
@@ -15,10 +17,9 @@ static errint_t object_attributes(struct fs *fs, uint64_t node, struct stat *out
     bool ready = info.state == OBJECT_READY;
     stat_fill(out, node, info.mode, info.uid, info.gid, ready ? info.size : 0, info.mtime_ns);
     out->st_nlink = info.links;
-    if (ready) {
+    if (ready)
         *timeout = TIMEOUT_FOREVER; /* fs_object_changed() tells the kernel of new links */
-        notifier_mark(fs->notifier, node);
-    }
+    notifier_mark(fs->notifier, node);
     return 0;
 }
 
@@ -74,6 +75,12 @@ static void open_ready(struct fs *fs, const struct parked *open, const struct ob
         return;
     }
     uint32_t flags = OPEN_KEEP_CACHE | OPEN_NOFLUSH;
+    /* The kernel may still hold the size that it had while it was pending, 0, and drop the true one when many
+     * ask at once (an answer that was overtaken by another's is not used): such a reader would find
+     * an empty file. So a result's first readers ask us. */
+    if (mob_id_index(&info->id) != MOB_INDEX_JOB &&
+        mob_realtime_ns() - info->mtime_ns < FRESH_RESULT_NS)
+        flags = OPEN_DIRECT_IO | OPEN_NOFLUSH;
     if (info->tier == TIER_MEMORY) {
         handle->file = info->file;
         if (!handle->backing_id && transport_passthrough(fs->transport))
@@ -119,11 +126,12 @@ static void open_counted(struct fs *fs, const struct parked *open, bool resent)
         open_nonblocking(fs, open, resent);
         return;
     }
-    store_open_dropped(fs->store, open->number);
-    if (!error && info.state == OBJECT_PENDING)
+    if (!error && info.state == OBJECT_PENDING) { /* who waits holds it, as an open file does */
         park(open->request, WAITING_OBJECT, open->node, open->number, open->open_flags);
-    else
-        fuse_reply_err(open->request, error ? -error : -info.failure);
+        return;
+    }
+    store_open_dropped(fs->store, open->number);
+    fuse_reply_err(open->request, error ? -error : -info.failure);
 }
 
 static void object_open(fuse_req_t request, uint64_t node, struct fuse_file_info *file)
@@ -145,22 +153,17 @@ static void object_open(fuse_req_t request, uint64_t node, struct fuse_file_info
 
 void object_open_continue(struct fs *fs, struct parked *parked, enum object_state state)
 {
-    if (state == OBJECT_PENDING) { /* it went away */
-        fuse_reply_err(parked->request, ENOENT);
+    struct object_info info;
+    errint_t error = state == OBJECT_PENDING ? -ENOENT /* it went away */
+                                             : store_info(fs->store, parked->number, &info);
+    if (!error && info.state == OBJECT_READY) {
+        (void)transport_invalidate_inode(fs->transport, parked->node, -1, 0);
+        open_ready(fs, parked, &info, true);
         return;
     }
-    struct object_info info;
-    errint_t error = store_opened(fs->store, parked->number);
-    if (!error) {
-        error = store_info(fs->store, parked->number, &info);
-        if (!error && info.state == OBJECT_READY) {
-            open_ready(fs, parked, &info, true);
-            return;
-        }
-        store_open_dropped(fs->store, parked->number);
-        if (!error)
-            error = info.failure ? info.failure : -EIO;
-    }
+    store_open_dropped(fs->store, parked->number);
+    if (!error)
+        error = info.failure ? info.failure : -EIO;
     fuse_reply_err(parked->request, -error);
 }
 

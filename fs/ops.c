@@ -442,6 +442,13 @@ static void op_poll(fuse_req_t request, fuse_ino_t node, struct fuse_file_info *
 
 /* --- parking --- */
 
+static void give_up(struct fs *fs, const struct parked *parked, int error)
+{
+    if (parked->kind == WAITING_OBJECT)
+        store_open_dropped(fs->store, parked->number);
+    fuse_reply_err(parked->request, error);
+}
+
 static void interrupted(fuse_req_t request, void *argument)
 {
     struct fs *fs = fs_of(request);
@@ -452,7 +459,7 @@ static void interrupted(fuse_req_t request, void *argument)
         store_wait_cancel(fs->store, parked.number, parked.token);
     else if (parked.token)
         jobs_wait_cancel(fs->jobs, parked.number, parked.token);
-    fuse_reply_err(parked.request, EINTR);
+    give_up(fs, &parked, EINTR);
 }
 
 /* The callbacks carry the parked request's ID and their fs: a server has one. */
@@ -491,7 +498,7 @@ void park(fuse_req_t request, enum waiting_kind kind, uint64_t node, uint64_t nu
     uint64_t id, token = 0;
     __atomic_store_n(&the_fs, fs, __ATOMIC_RELEASE);
     if (waiting_add(fs->waiting, &parked, &id)) {
-        fuse_reply_err(request, ENOMEM);
+        give_up(fs, &parked, ENOMEM);
         return;
     }
     /* First the signal, then the event: from here on either may take it out, and answer it. */
@@ -501,7 +508,7 @@ void park(fuse_req_t request, enum waiting_kind kind, uint64_t node, uint64_t nu
                          ? store_wait(fs->store, number, object_ended, argument, &token)
                          : jobs_wait(fs->jobs, number, job_ended, argument, &token);
     if (error && waiting_take(fs->waiting, id, &parked))
-        fuse_reply_err(request, -error);
+        give_up(fs, &parked, -error);
     if (error || waiting_set_token(fs->waiting, id, token))
         return;
     if (kind == WAITING_OBJECT)

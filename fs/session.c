@@ -45,8 +45,8 @@ errint_t session_create(size_t handle_bytes, struct session **out, struct mob_er
     struct session *session =
         mmap(NULL, total_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
     if (session == MAP_FAILED)
-        return mob_error_set(err, -errno, "cannot map %zu bytes of session memory: %s",
-                             total_bytes, strerror(errno));
+        return mob_error_set(err, -errno, "cannot map %zu bytes of session memory: %s", total_bytes,
+                             strerror(errno));
     session->total_bytes = total_bytes;
     session->handle_offset = handle_offset;
     session->handle_bytes = handle_bytes;

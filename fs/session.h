@@ -25,7 +25,8 @@ void session_destroy(struct session *session);
 /* The area for fs/handles.c. */
 void *session_handle_area(struct session *session, size_t *bytes);
 
-/* How many servers have begun before this one: 0 in the first. The keeper counts before each fork. */
+/* How many servers have begun before this one: 0 in the first. The keeper counts before each fork.
+ */
 unsigned session_generation(const struct session *session);
 void session_next_generation(struct session *session);
 

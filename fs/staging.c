@@ -23,7 +23,8 @@ struct state {
     uint32_t unflushed; /* handles for writing that were never closed */
     bool finishing;     /* some thread is at it */
     bool finished;      /* an object or a job already */
-    uint64_t released;  /* handle kept for the time until a mapping goes; 0 = none */
+    struct job_hold *hold; /* arguments of a spec that a close accepted, until it is submitted */
+    uint64_t released;     /* handle kept for the time until a mapping goes; 0 = none */
 };
 
 struct staging {
@@ -33,6 +34,7 @@ struct staging {
     pthread_t timer;
     pthread_cond_t tick;
     bool stop;
+    struct jobs *jobs;
     struct fs *timer_fs; /* set once somebody waits for a release */
 };
 
@@ -68,7 +70,7 @@ void staging_close(struct staging *staging)
     for (size_t i = 0; i < BUCKETS; i++)
         for (struct state *state = staging->buckets[i], *next; state; state = next) {
             next = state->next;
-            free(state);
+            free(state); /* what it holds goes with the jobs */
         }
     pthread_cond_destroy(&staging->tick);
     pthread_cond_destroy(&staging->changed);
@@ -96,6 +98,8 @@ static struct state *state_get(struct staging *staging, uint64_t number, bool ma
 
 static void state_drop(struct staging *staging, struct state *state)
 {
+    if (state->hold)
+        jobs_hold_drop(staging->jobs, state->hold);
     *state_place(staging, state->number) = state->next;
     free(state);
 }
@@ -137,6 +141,13 @@ static errint_t spec_text(struct fs *fs, uint64_t number, char **text, size_t *b
     return got < 0 ? (errint_t)got : 0;
 }
 
+/* A job is its file's owner's; its outputs are as open to others as the file was made. */
+static struct job_credentials credentials(const struct staged_info *info)
+{
+    return (struct job_credentials){
+        .uid = info->uid, .gid = info->gid, .umask = ~info->mode & 0666};
+}
+
 /* A refused spec is a job too, in state `rejected`: its name shows why. */
 static errint_t submit(struct fs *fs, const struct staged_info *info)
 {
@@ -147,8 +158,7 @@ static errint_t submit(struct fs *fs, const struct staged_info *info)
     errint_t error = spec_text(fs, info->number, &text, &bytes);
     if (error)
         return error;
-    struct job_credentials who = {
-        .uid = info->uid, .gid = info->gid, .umask = ~info->mode & 0666 & 0777};
+    struct job_credentials who = credentials(info);
     struct mob_id id;
     struct mob_error err = {0};
     error = jobs_submit(fs->jobs, &who, info->number, text, bytes, &id, &err);
@@ -190,6 +200,7 @@ static errint_t finish(struct fs *fs, uint64_t number, bool only_if_unopened)
 {
     struct staging *staging = fs->staging;
     uint64_t released = 0;
+    struct job_hold *hold = NULL;
     pthread_mutex_lock(&staging->mutex);
     struct state *state;
     while ((state = state_get(staging, number, false)) && state->finishing)
@@ -207,6 +218,8 @@ static errint_t finish(struct fs *fs, uint64_t number, bool only_if_unopened)
     state->finishing = false;
     if (!error) {
         state->finished = true;
+        hold = state->hold;
+        state->hold = NULL;
         released = state->released;
         state->released = 0;
         if (!state->opens)
@@ -214,6 +227,7 @@ static errint_t finish(struct fs *fs, uint64_t number, bool only_if_unopened)
     }
     pthread_cond_broadcast(&staging->changed);
     pthread_mutex_unlock(&staging->mutex);
+    jobs_hold_drop(fs->jobs, hold);
     if (released)
         handles_free(fs->handles, released);
     if (!error)
@@ -456,6 +470,20 @@ static void staged_write_op(fuse_req_t request, uint64_t node, const char *data,
         fuse_reply_write(request, (size_t)put);
 }
 
+static void keep_hold(struct fs *fs, uint64_t number, struct job_hold *hold)
+{
+    struct job_hold *old = hold;
+    pthread_mutex_lock(&fs->staging->mutex);
+    struct state *state = state_get(fs->staging, number, false);
+    if (state && !state->finished) {
+        old = state->hold;
+        state->hold = hold;
+        fs->staging->jobs = fs->jobs;
+    }
+    pthread_mutex_unlock(&fs->staging->mutex);
+    jobs_hold_drop(fs->jobs, old);
+}
+
 /* What a close can still report: a spec that will be rejected, an object that would not fit. */
 static errint_t check_close(struct fs *fs, uint64_t number)
 {
@@ -469,7 +497,13 @@ static errint_t check_close(struct fs *fs, uint64_t number)
     cleanup_free char *text = NULL;
     size_t bytes = 0;
     error = spec_text(fs, number, &text, &bytes);
-    return error ? error : jobs_check(text, bytes, &err);
+    struct job_credentials who = credentials(&info);
+    struct job_hold *hold;
+    if (!error)
+        error = jobs_check_here(fs->jobs, &who, text, bytes, &hold, &err);
+    if (!error)
+        keep_hold(fs, number, hold);
+    return error;
 }
 
 static void staged_flush(fuse_req_t request, uint64_t node, uint64_t fh)

@@ -1,6 +1,6 @@
-/* Transport, the common part: the libfuse session behind its custom I/O, INIT, serving and stopping.
- * transport_ring.c and transport_device.c are the two ways in, transport_notify.c the way back that
- * is no reply, transport_mount.c the keeper's part. */
+/* Transport, the common part: the libfuse session behind its custom I/O, INIT, serving and
+ * stopping. transport_ring.c and transport_device.c are the two ways in, transport_notify.c the way
+ * back that is no reply, transport_mount.c the keeper's part. */
 #include "fs/transport_internal.h"
 
 #include <errno.h>
@@ -85,9 +85,9 @@ static void want(struct fuse_conn_info *connection, unsigned capability, bool on
         connection->want &= ~capability;
 }
 
-/* What we ask for, before the user's init op may change it. Locks are left to the kernel; data reach
- * us by custom I/O, which cannot splice; pages stay cached until we say otherwise, as objects never
- * change; and reading a directory gives names only, as most of them will not be looked at. */
+/* What we ask for, before the user's init op may change it. Locks are left to the kernel; data
+ * reach us by custom I/O, which cannot splice; pages stay cached until we say otherwise, as objects
+ * never change; and reading a directory gives names only, as most of them will not be looked at. */
 static void choose_capabilities(const struct transport *transport,
                                 struct fuse_conn_info *connection)
 {
@@ -116,15 +116,16 @@ static void on_init(void *context, struct fuse_conn_info *connection)
         connection->max_write = transport->max_write_bytes;
 }
 
-/* libfuse's init_out with what libfuse 3.14 does not know. Decided anew by every server, but only the
- * first one's is sent; what was sent is what session memory says. */
+/* libfuse's init_out with what libfuse 3.14 does not know. Decided anew by every server, but only
+ * the first one's is sent; what was sent is what session memory says. */
 static void patch_init_reply(struct transport *transport, struct abi_init_out *out)
 {
     struct session *session = transport->session;
-    /* HANDLE_KILLPRIV_V2: without it every write asks for security.capability first. There is nothing to
-     * kill: the mount is nosuid, and no object keeps such a bit. */
-    uint64_t flags = ABI_INIT_EXT |
-                     (transport->kernel_flags & (ABI_INIT_HAS_RESEND | FUSE_HANDLE_KILLPRIV_V2));
+    /* HANDLE_KILLPRIV_V2: without it every write asks for security.capability first. There is
+     * nothing to kill: the mount is nosuid, and no object keeps such a bit. */
+    uint64_t flags =
+        ABI_INIT_EXT | (transport->kernel_flags & (ABI_INIT_HAS_RESEND | FUSE_HANDLE_KILLPRIV_V2 |
+                                                   ABI_INIT_DIRECT_IO_ALLOW_MMAP));
     if (atomic_load(&session->ring))
         flags |= ABI_INIT_OVER_IO_URING;
     if (atomic_load(&session->passthrough)) {
@@ -151,9 +152,8 @@ static errint_t negotiate(struct transport *transport)
     else if (transport->wanted == TRANSPORT_DEVICE)
         snprintf(transport->ring_refusal, sizeof(transport->ring_refusal), "as asked");
     atomic_store(&session->ring, offered && transport->wanted != TRANSPORT_DEVICE);
-    atomic_store(&session->passthrough,
-                 transport->want_passthrough &&
-                     (transport->kernel_flags & ABI_INIT_PASSTHROUGH) != 0);
+    atomic_store(&session->passthrough, transport->want_passthrough &&
+                                            (transport->kernel_flags & ABI_INIT_PASSTHROUGH) != 0);
     return transport->wanted == TRANSPORT_RING && !offered ? -EOPNOTSUPP : 0;
 }
 
@@ -193,8 +193,7 @@ static errint_t process_init(struct transport *transport, char *bytes, size_t si
         return mob_error_set(err, -EPROTO, "the kernel's first request is not INIT");
     transport->init_unique = in->unique;
     transport->kernel_flags = init->flags;
-    if ((init->flags & ABI_INIT_EXT) &&
-        size >= sizeof(*in) + offsetof(struct abi_init_in, unused))
+    if ((init->flags & ABI_INIT_EXT) && size >= sizeof(*in) + offsetof(struct abi_init_in, unused))
         transport->kernel_flags |= (uint64_t)init->flags2 << 32;
 
     bool fresh = !atomic_load(&transport->session->init_answered);
@@ -252,16 +251,15 @@ static errint_t handshake(struct transport *transport, struct mob_error *err)
 
 /* --- libfuse's I/O --- */
 
-/* libfuse's custom I/O is told the user's context and the descriptor, and the descriptor (a duplicate of
- * ours, which libfuse closes) is what leads back to the transport. */
+/* libfuse's custom I/O is told the user's context and the descriptor, and the descriptor (a
+ * duplicate of ours, which libfuse closes) is what leads back to the transport. */
 enum { MAX_TRANSPORTS = 16 };
 static _Atomic(struct transport *) transports[MAX_TRANSPORTS];
 
 static struct transport *find_transport(int fuse_fd)
 {
     for (unsigned i = 0; i < MAX_TRANSPORTS; i++) {
-        struct transport *transport =
-            atomic_load_explicit(&transports[i], memory_order_acquire);
+        struct transport *transport = atomic_load_explicit(&transports[i], memory_order_acquire);
         if (transport && transport->fuse_fd == fuse_fd)
             return transport;
     }
@@ -465,13 +463,13 @@ static void describe(struct transport *transport, unsigned threads)
         snprintf(transport->description, sizeof(transport->description), "io_uring, %u queues%s",
                  threads, transport->passthrough ? ", passthrough" : "");
     else
-        snprintf(transport->description, sizeof(transport->description),
-                 "device, %u threads%s%s%s", threads,
-                 transport->passthrough ? ", passthrough" : "",
+        snprintf(transport->description, sizeof(transport->description), "device, %u threads%s%s%s",
+                 threads, transport->passthrough ? ", passthrough" : "",
                  transport->ring_refusal[0] ? ": " : "", transport->ring_refusal);
 }
 
-/* Root without CAP_SYS_ADMIN, or a user: the kernel agrees to passthrough and then refuses files. */
+/* Root without CAP_SYS_ADMIN, or a user: the kernel agrees to passthrough and then refuses files.
+ */
 static bool passthrough_works(struct transport *transport)
 {
     if (!atomic_load(&transport->session->passthrough))

@@ -3,8 +3,8 @@
  * Two ways behind one interface: FUSE over io_uring (a queue and a pinned thread a possible core;
  * kernel 6.14+ with the module parameter enable_uring), and /dev/fuse with a cloned, pinned
  * descriptor a core. Decoding is libfuse's (fuse_session_process_buf); replies are made with
- * libfuse's fuse_reply_* from any thread, at once or later ("parked"): a parked request keeps its ring
- * entry, and the transport registers more as requests park.
+ * libfuse's fuse_reply_* from any thread, at once or later ("parked"): a parked request keeps its
+ * ring entry, and the transport registers more as requests park.
  *
  * It also carries a mount over the death of its server: see fs/session.h. A request that the dead
  * server had taken and not answered is handled again by the successor; one whose reply was already
@@ -22,6 +22,14 @@
 
 struct transport;
 
+/* What a program that serves must know:
+ * - A thread of the server must not wait for its own mount: killed while it waits, the process
+ * cannot die, and no successor comes. Leave that to another process.
+ * - transport_serve() takes SIGRTMIN + 3 for itself, to end read(2) in its threads, and may have a
+ *   child for a moment (which sends no SIGCHLD).
+ * - A request that waits counts for the kernel's fs.fuse.default_request_timeout (6.14+), which
+ * must be 0, as it is unless somebody set it. */
+
 enum transport_kind { TRANSPORT_AUTO, TRANSPORT_RING, TRANSPORT_DEVICE };
 
 /* --- mounting: the keeper's part --- */
@@ -33,16 +41,17 @@ struct mount_options {
 };
 
 /* Opens /dev/fuse and mounts: mount(2) as root, fusermount3 otherwise. *fd is the connection; it
- * must stay open in the keeper for as long as the mount is to live. Sentences in `err` say what to do
- * (no /dev/fuse, mountpoint missing or busy or not a directory, fusermount3 missing, ...). Blocks. */
+ * must stay open in the keeper for as long as the mount is to live. Sentences in `err` say what to
+ * do (no /dev/fuse, mountpoint missing or busy or not a directory, fusermount3 missing, ...).
+ * Blocks. */
 MOB_MUST_CHECK errint_t transport_mount(const struct mount_options *options, int *fd,
                                         struct mob_error *err);
 
 /* Unmounts (umount2 MNT_DETACH when `lazy`), by fusermount3 -u when not root. */
 MOB_MUST_CHECK errint_t transport_unmount(const char *mountpoint, bool lazy, struct mob_error *err);
 
-/* Answers everything that arrives on `fd` with EIO until the mount goes: what the keeper runs when no
- * server can be started, so that nobody hangs. Returns when the connection is gone. */
+/* Answers everything that arrives on `fd` with EIO until the mount goes: what the keeper runs when
+ * no server can be started, so that nobody hangs. Returns when the connection is gone. */
 void transport_refuse(int fd);
 
 /* The same for a mount that servers have served before, with the session that they shared: it also
@@ -74,8 +83,8 @@ MOB_MUST_CHECK errint_t transport_create(const struct transport_options *options
  * -ECANCELED: stopped meanwhile. */
 MOB_MUST_CHECK errint_t transport_negotiate(struct transport *transport, struct mob_error *err);
 
-/* Serves until the mount goes or transport_stop() is called; blocks. 0, or a negative errno. After it
- * returns no op is running and none will be called. */
+/* Serves until the mount goes or transport_stop() is called; blocks. 0, or a negative errno. After
+ * it returns no op is running and none will be called. */
 MOB_MUST_CHECK errint_t transport_serve(struct transport *transport, struct mob_error *err);
 
 /* Asks transport_serve() to return. Any thread, and from a signal handler. */
@@ -91,10 +100,11 @@ bool transport_passthrough(const struct transport *transport);
 
 /* --- inside an op, on the thread that libfuse called it on --- */
 
-/* The raw request that is being handled: fuse_in_header and what follows, as in <linux/fuse.h> of the
- * running kernel's protocol. Valid until the op returns. NULL outside an op. */
+/* The raw request that is being handled: fuse_in_header and what follows, as in <linux/fuse.h> of
+ * the running kernel's protocol. Valid until the op returns. NULL outside an op. */
 const void *transport_current_request(size_t *bytes);
-/* Its `unique` without the resend bit: the same for the same request in every server that handles it. */
+/* Its `unique` without the resend bit: the same for the same request in every server that handles
+ * it. */
 uint64_t transport_current_unique(void);
 /* True if an earlier server may already have handled this request. */
 bool transport_current_is_resent(void);
@@ -105,22 +115,23 @@ bool transport_current_is_resent(void);
  * know it) is returned as 0. */
 errint_t transport_invalidate_inode(struct transport *transport, uint64_t nodeid, int64_t offset,
                                     int64_t bytes);
-/* Drops a cached name. It takes the directory's lock in the kernel, so never from a thread that serves
- * requests. -ENOENT is returned as 0. */
+/* Drops a cached name. It takes the directory's lock in the kernel, so never from a thread that
+ * serves requests. -ENOENT is returned as 0. */
 errint_t transport_invalidate_entry(struct transport *transport, uint64_t parent, const char *name,
                                     size_t name_bytes);
 /* Wakes pollers: `poll_handle` is fuse_poll_in.kh of the POLL request (read it from
  * transport_current_request(), so that it can be kept in session memory). */
 errint_t transport_notify_poll(struct transport *transport, uint64_t poll_handle);
 
-/* Registers `fd` for passthrough; returns the backing ID (> 0) or a negative errno. The kernel opens
- * its own file from it with each opener's flags, so `fd` may be O_RDONLY and closed afterwards. */
+/* Registers `fd` for passthrough; returns the backing ID (> 0) or a negative errno. The kernel
+ * opens its own file from it with each opener's flags, so `fd` may be O_RDONLY and closed
+ * afterwards. */
 int transport_backing_open(struct transport *transport, int fd);
 errint_t transport_backing_close(struct transport *transport, int backing_id);
 
-/* fuse_reply_open/create with a backing ID (> 0: FOPEN_PASSTHROUGH is added to `open_flags`, else they
- * go as they are). `open_flags` are the kernel's FOPEN_*. libfuse 3.14 has no field for the backing
- * ID, so the reply is made raw. */
+/* fuse_reply_open/create with a backing ID (> 0: FOPEN_PASSTHROUGH is added to `open_flags`, else
+ * they go as they are). `open_flags` are the kernel's FOPEN_*. libfuse 3.14 has no field for the
+ * backing ID, so the reply is made raw. */
 int transport_reply_open(fuse_req_t request, uint64_t handle, uint32_t open_flags, int backing_id);
 int transport_reply_create(fuse_req_t request, const struct fuse_entry_param *entry,
                            uint64_t handle, uint32_t open_flags, int backing_id);

@@ -1,7 +1,8 @@
-/* Transport over /dev/fuse: threads that block in read(2), one a core and pinned, so that a request is
- * as often as possible served where it was made. They share one descriptor: clones
- * (FUSE_DEV_IOC_CLONE) were measured and are no faster on two cores, and a clone that closes with its
- * server would end the requests in it with ECONNABORTED instead of leaving them for a successor.
+/* Transport over /dev/fuse: threads that block in read(2), one a core and pinned, so that a request
+ * is as often as possible served where it was made. They share one descriptor: clones
+ * (FUSE_DEV_IOC_CLONE) were measured and are no faster on two cores, and a clone that closes with
+ * its server would end the requests in it with ECONNABORTED instead of leaving them for a
+ * successor.
  *
  * Beside a ring, one such thread reads what the ring doesn't carry. */
 #include "fs/transport_internal.h"
@@ -118,15 +119,13 @@ static errint_t start_thread(struct transport *transport, unsigned number, bool 
     if (!start)
         return -ENOMEM;
     *start = (struct device_thread_start){transport, number, pin};
-    int failed =
-        pthread_create(&transport->device_threads[number], NULL, device_thread, start);
+    int failed = pthread_create(&transport->device_threads[number], NULL, device_thread, start);
     if (failed)
         free(start);
     return -failed;
 }
 
-errint_t device_start(struct transport *transport, unsigned count, bool pin,
-                      struct mob_error *err)
+errint_t device_start(struct transport *transport, unsigned count, bool pin, struct mob_error *err)
 {
     struct sigaction action = {.sa_handler = on_wake_signal}; /* no SA_RESTART */
     if (sigaction(SIGRTMIN + TRANSPORT_WAKE_SIGNAL_OFFSET, &action, NULL) < 0)

@@ -9,8 +9,8 @@
 #include "core/base/util.h"
 #include "fs/transport_ring.h"
 
-/* What libfuse sees as the request's unique: RING_UNIQUE, the slot, and enough of the kernel's number
- * to tell a slot's requests apart. */
+/* What libfuse sees as the request's unique: RING_UNIQUE, the slot, and enough of the kernel's
+ * number to tell a slot's requests apart. */
 static uint64_t shown_unique(unsigned slot, uint64_t commit_id)
 {
     return RING_UNIQUE | (uint64_t)slot << 32 | (commit_id & 0xfffffffe);
@@ -268,8 +268,7 @@ errint_t ring_reply(struct transport *transport, const struct iovec *iov, int co
     if (entry->queue == ring_own_queue) {
         note_file_in_reply(entry);
         ring_commit_reply(entry);
-    }
-    else
+    } else
         hand_over(entry);
     return 0;
 }

@@ -38,7 +38,8 @@ struct transport {
     unsigned depth;
     uint32_t max_write_bytes;
 
-    int stop_fd; /* eventfd: written by transport_stop() and by threads that saw the connection end */
+    int stop_fd; /* eventfd: written by transport_stop() and by threads that saw the connection end
+                  */
     _Atomic bool stopping;
     _Atomic bool gone; /* the connection ended */
     _Atomic bool served;
@@ -79,8 +80,8 @@ struct current_request {
 extern _Thread_local struct current_request transport_current;
 
 /* A ring request is shown to libfuse under a `unique` of our own, which leads back to its entry
- * without a search: this bit, the slot, and a number that tells its requests apart. The kernel's own
- * never have the bit (they count from 0 in steps of 2; bit 63 is for resends). */
+ * without a search: this bit, the slot, and a number that tells its requests apart. The kernel's
+ * own never have the bit (they count from 0 in steps of 2; bit 63 is for resends). */
 #define RING_UNIQUE (1ull << 62)
 
 /* --- transport.c --- */
@@ -94,9 +95,9 @@ void transport_end(struct transport *transport);
 errint_t transport_write_device(struct transport *transport, const struct iovec *iov, int count);
 void transport_pin_thread(unsigned core);
 void transport_name_thread(const char *what, unsigned number);
-/* Maps memory that the kernel is to copy requests into. It copies on our threads, and while one is being
- * killed it takes no page faults: the request would end with EIO or EINTR instead of staying for a
- * successor. The content is lost. */
+/* Maps memory that the kernel is to copy requests into. It copies on our threads, and while one is
+ * being killed it takes no page faults: the request would end with EIO or EINTR instead of staying
+ * for a successor. The content is lost. */
 static inline void transport_touch(char *memory, size_t bytes)
 {
     for (size_t i = 0; i < bytes; i += SESSION_PAGE_BYTES)
@@ -106,11 +107,10 @@ static inline void transport_touch(char *memory, size_t bytes)
 /* --- transport_device.c --- */
 
 /* Starts `count` more threads that read /dev/fuse, pinned to a core each when `pin`. */
-errint_t device_start(struct transport *transport, unsigned count, bool pin,
-                      struct mob_error *err);
+errint_t device_start(struct transport *transport, unsigned count, bool pin, struct mob_error *err);
 void device_stop(struct transport *transport);
-/* Reads one request into `buffer`. Bytes, 0 when the connection has ended, -EINTR when the transport
- * is stopping, or another negative errno. */
+/* Reads one request into `buffer`. Bytes, 0 when the connection has ended, -EINTR when the
+ * transport is stopping, or another negative errno. */
 ssize_t device_read(struct transport *transport, char *buffer, size_t buffer_bytes);
 size_t device_buffer_bytes(const struct transport *transport);
 /* Asks the kernel to send again what was read from /dev/fuse and not answered. */
@@ -123,7 +123,8 @@ errint_t ring_create(struct transport *transport);
 /* Starts a queue and thread a possible core, takes over what a predecessor left, returns once every
  * queue is registered. */
 errint_t ring_start(struct transport *transport, struct mob_error *err);
-/* Ends and joins the threads. Replies that come later are left in session memory for a successor. */
+/* Ends and joins the threads. Replies that come later are left in session memory for a successor.
+ */
 void ring_stop(struct transport *transport);
 void ring_destroy(struct transport *transport);
 /* libfuse's reply to a request with the RING_UNIQUE bit. Any thread. */

@@ -1,19 +1,20 @@
 /* Requests that wait in the kernel for a ring entry.
  *
- * The kernel (6.14 to 6.18) hands a waiting request out only when a reply is committed on its queue;
- * registering more entries does not make it look. That's enough for a server that answers everything at
- * once, but not for us: when all entries of a queue hold parked requests, or when its entries went
- * with a killed server, nothing may ever be committed again, and what waits would wait for ever.
+ * The kernel (6.14 to 6.18) hands a waiting request out only when a reply is committed on its
+ * queue; registering more entries does not make it look. That's enough for a server that answers
+ * everything at once, but not for us: when all entries of a queue hold parked requests, or when its
+ * entries went with a killed server, nothing may ever be committed again, and what waits would wait
+ * for ever.
  *
- * So each queue keeps a spare: a request that nobody waits for, unanswered. Answering it is a commit, at
- * any time. Spares come from FUSE_NOTIFY_RETRIEVE: asked for no bytes of a regular file it knows, the
- * kernel sends a NOTIFY_REPLY to the queue of the core that we run on. Like any request, the spare stays
- * in its slot when the server is killed, and is the successor's.
+ * So each queue keeps a spare: a request that nobody waits for, unanswered. Answering it is a
+ * commit, at any time. Spares come from FUSE_NOTIFY_RETRIEVE: asked for no bytes of a regular file
+ * it knows, the kernel sends a NOTIFY_REPLY to the queue of the core that we run on. Like any
+ * request, the spare stays in its slot when the server is killed, and is the successor's.
  *
- * A parked open is of a file that the kernel knows, so entries that ran out for parked opens can always
- * be helped. A successor may find neither spare nor file (nothing had been opened yet, or it was
- * removed since): then a process of its own asks the mount something on the core in question. It must
- * be a process: a thread that waits for its own server cannot die with it. */
+ * A parked open is of a file that the kernel knows, so entries that ran out for parked opens can
+ * always be helped. A successor may find neither spare nor file (nothing had been opened yet, or it
+ * was removed since): then a process of its own asks the mount something on the core in question.
+ * It must be a process: a thread that waits for its own server cannot die with it. */
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
@@ -49,11 +50,10 @@ void ring_note_file(struct ring_queue *queue, uint64_t nodeid)
     if (nodeid != queue->last_file) {
         queue->last_file = nodeid;
         uint64_t count = atomic_fetch_add_explicit(&session->files_noted, 1, memory_order_relaxed);
-        atomic_store_explicit(&session->files[count % SESSION_FILES], nodeid,
-                              memory_order_relaxed);
+        atomic_store_explicit(&session->files[count % SESSION_FILES], nodeid, memory_order_relaxed);
     }
-    /* Also when it is no news: the kernel learns of a file after we have answered a look-up, so that the
-     * first try may have been too early. */
+    /* Also when it is no news: the kernel learns of a file after we have answered a look-up, so
+     * that the first try may have been too early. */
     wake_spareless(queue->ring);
 }
 
@@ -75,8 +75,7 @@ static errint_t retrieve(struct ring_queue *queue, uint64_t nodeid)
         .notify_unique = SPARE_UNIQUE | number * ABI_UNIQUE_STEP,
         .nodeid = nodeid,
     };
-    struct fuse_out_header out = {.len = sizeof(out) + sizeof(body),
-                                  .error = FUSE_NOTIFY_RETRIEVE};
+    struct fuse_out_header out = {.len = sizeof(out) + sizeof(body), .error = FUSE_NOTIFY_RETRIEVE};
     struct iovec iov[2] = {{&out, sizeof(out)}, {&body, sizeof(body)}};
     return transport_write_device(queue->ring->transport, iov, 2);
 }
@@ -133,9 +132,9 @@ bool ring_kick(struct ring_queue *queue)
     return true;
 }
 
-/* The commit has been submitted, which is when the kernel looks, and what came of it has been handled.
- * Requests for this queue are made on this core, where nobody else ran meanwhile: if the entry
- * got none, none waits. */
+/* The commit has been submitted, which is when the kernel looks, and what came of it has been
+ * handled. Requests for this queue are made on this core, where nobody else ran meanwhile: if the
+ * entry got none, none waits. */
 void ring_after_kick(struct ring_queue *queue)
 {
     if (!queue->kicked)
@@ -159,8 +158,8 @@ static bool has_spare(const struct session *session, unsigned queue)
     return false;
 }
 
-/* fork(2) without SIGCHLD, which belongs to the program that we are part of, and without handlers of
- * atfork: the child uses system calls only. */
+/* fork(2) without SIGCHLD, which belongs to the program that we are part of, and without handlers
+ * of atfork: the child uses system calls only. */
 static pid_t fork_quietly(void)
 {
     return (pid_t)syscall(SYS_clone, 0, NULL, NULL, NULL, NULL);

@@ -18,8 +18,8 @@
 
 extern char **environ;
 
-/* The last mount of this process; servers inherit it by fork. It serves nothing but finding one's way
- * back to the mount (mount_path()), which the connection itself does not tell. */
+/* The last mount of this process; servers inherit it by fork. It serves nothing but finding one's
+ * way back to the mount (mount_path()), which the connection itself does not tell. */
 static struct {
     int fd;
     char path[PATH_MAX];
@@ -62,29 +62,24 @@ static errint_t check_mountpoint(const char *mountpoint, struct mob_error *err)
     return 0;
 }
 
-static errint_t open_device(int *fd, struct mob_error *err)
+static errint_t device_error(int number, struct mob_error *err)
 {
-    *fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
-    if (*fd >= 0)
-        return 0;
-    if (errno == ENOENT || errno == ENODEV || errno == ENXIO)
-        return mob_error_set(err, -errno,
+    if (number == ENOENT || number == ENODEV || number == ENXIO)
+        return mob_error_set(err, -number,
                              "there is no /dev/fuse: load the module (modprobe fuse), or give the "
                              "container the device (--device /dev/fuse)");
-    if (errno == EACCES || errno == EPERM)
-        return mob_error_set(err, -errno,
+    if (number == EACCES || number == EPERM)
+        return mob_error_set(err, -number,
                              "/dev/fuse may not be opened: check its permissions, or the "
                              "container's device rules");
-    return mob_error_set(err, -errno, "cannot open /dev/fuse: %s", strerror(errno));
+    return mob_error_set(err, -number, "cannot open /dev/fuse: %s", strerror(number));
 }
 
-static errint_t mount_as_root(const struct mount_options *options, int *out,
-                              struct mob_error *err)
+static errint_t mount_as_root(const struct mount_options *options, int *out, struct mob_error *err)
 {
-    cleanup_fd int fd = -1;
-    errint_t failed = open_device(&fd, err);
-    if (failed)
-        return failed;
+    cleanup_fd int fd = open("/dev/fuse", O_RDWR | O_CLOEXEC);
+    if (fd < 0)
+        return device_error(errno, err);
     /* The filesystem relies on mode bits, which the kernel checks with default_permissions. */
     char data[160];
     snprintf(data, sizeof(data),
@@ -177,9 +172,11 @@ static char **environment_with(char *variable)
     return copy;
 }
 
-static errint_t mount_as_user(const struct mount_options *options, int *out,
-                              struct mob_error *err)
+static errint_t mount_as_user(const struct mount_options *options, int *out, struct mob_error *err)
 {
+    /* fusermount3 opens it as the user. */
+    if (access("/dev/fuse", R_OK | W_OK) < 0)
+        return device_error(errno, err);
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
         return mob_error_set(err, -errno, "socketpair: %s", strerror(errno));
@@ -192,8 +189,7 @@ static errint_t mount_as_user(const struct mount_options *options, int *out,
     snprintf(mount_flags, sizeof(mount_flags),
              "nosuid,nodev,fsname=%s,subtype=mobula,max_read=%u,default_permissions%s",
              options->source, SESSION_PAYLOAD_BYTES, options->allow_other ? ",allow_other" : "");
-    char *arguments[] = {"fusermount3", "-o", mount_flags, "--", (char *)options->mountpoint,
-                         NULL};
+    char *arguments[] = {"fusermount3", "-o", mount_flags, "--", (char *)options->mountpoint, NULL};
     cleanup_free char **environment = environment_with(variable);
     if (!environment)
         return mob_error_set(err, -ENOMEM, "out of memory");
@@ -284,8 +280,7 @@ errint_t transport_refuse_session(int fd, struct session *session, struct mob_er
     static const struct fuse_lowlevel_ops no_ops;
     struct transport_options options = {.fd = fd, .session = session};
     struct transport *transport;
-    errint_t failed =
-        transport_create(&options, &no_ops, sizeof(no_ops), NULL, &transport, err);
+    errint_t failed = transport_create(&options, &no_ops, sizeof(no_ops), NULL, &transport, err);
     if (failed)
         return failed;
     transport->refuse = true;

@@ -1,5 +1,5 @@
-/* Transport, what the server sends that is no plain reply: notifications, backing files, and replies
- * to open that carry a backing ID. */
+/* Transport, what the server sends that is no plain reply: notifications, backing files, and
+ * replies to open that carry a backing ID. */
 #include "fs/transport_internal.h"
 
 #include <errno.h>
@@ -17,8 +17,7 @@ errint_t transport_invalidate_inode(struct transport *transport, uint64_t nodeid
 errint_t transport_invalidate_entry(struct transport *transport, uint64_t parent, const char *name,
                                     size_t name_bytes)
 {
-    errint_t failed =
-        fuse_lowlevel_notify_inval_entry(transport->fuse, parent, name, name_bytes);
+    errint_t failed = fuse_lowlevel_notify_inval_entry(transport->fuse, parent, name, name_bytes);
     return failed == -ENOENT ? 0 : failed;
 }
 

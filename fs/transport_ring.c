@@ -2,15 +2,15 @@
  * request is served on the core that made it.
  *
  * The kernel's protocol is in its Documentation/filesystems/fuse/fuse-io-uring.rst. The shape (a
- * thread and ring a core, SQE128, a fixed file, the ring's flags and sizes, an eventfd in the ring to
- * wake its thread) follows libfuse's lib/fuse_uring.c (Copyright 2025 Bernd Schubert, LGPL-2.1);
+ * thread and ring a core, SQE128, a fixed file, the ring's flags and sizes, an eventfd in the ring
+ * to wake its thread) follows libfuse's lib/fuse_uring.c (Copyright 2025 Bernd Schubert, LGPL-2.1);
  * the code is our own.
  */
 #include "fs/transport_ring.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -119,10 +119,10 @@ static void arm_wake(struct ring_queue *queue)
 /* Sees to it that a kill loses no request.
  *
  * When a thread dies, the kernel first cancels those of its io_uring requests that concern a ring
- * itself ("tracked", io_uring_files_cancel()), if it has any, and in passing everything else of that
- * ring, while the thread can still run what is queued for it: entries go out of use and requests
- * under way to them are still delivered. Without any, entries stay in use until the ring's file
- * is closed, long after the thread could receive, and each request that comes in between ends
+ * itself ("tracked", io_uring_files_cancel()), if it has any, and in passing everything else of
+ * that ring, while the thread can still run what is queued for it: entries go out of use and
+ * requests under way to them are still delivered. Without any, entries stay in use until the ring's
+ * file is closed, long after the thread could receive, and each request that comes in between ends
  * with ECANCELED (or hangs for ever, in kernels that lack that repair).
  * So each thread polls a ring of its own that never has anything to say. */
 static void arm_sentinel(struct ring_queue *queue)
@@ -173,8 +173,8 @@ static struct ring_entry *bind_entry(struct ring_queue *queue, unsigned slot)
     return entry;
 }
 
-/* All of a request of usual size; or all that can come, where writes come to us: they go to the first
- * entries, as the kernel prefers those used last. */
+/* All of a request of usual size; or all that can come, where writes come to us: they go to the
+ * first entries, as the kernel prefers those used last. */
 static void touch_entry(struct ring_entry *entry)
 {
     struct ring_queue *queue = entry->queue;
@@ -224,8 +224,8 @@ static enum leftover inspect_slot(const struct session *session, unsigned number
     return atomic_load(&slot->taken_id) == id ? LEFT_FREE : LEFT_UNSENT_REPLY;
 }
 
-/* Registers what is free and commits replies that may not have gone out. What was left unanswered is
- * counted, for handle_leftovers(). */
+/* Registers what is free and commits replies that may not have gone out. What was left unanswered
+ * is counted, for handle_leftovers(). */
 static unsigned take_over_slots(struct ring_queue *queue)
 {
     struct session *session = queue->ring->transport->session;
@@ -283,8 +283,7 @@ static bool retry(struct ring_entry *entry)
 static void on_error(struct ring_entry *entry, int error)
 {
     struct ring_queue *queue = entry->queue;
-    if (error == -ENOTCONN || error == -ECONNABORTED || error == -ENODEV ||
-        error == -ECANCELED) {
+    if (error == -ENOTCONN || error == -ECONNABORTED || error == -ENODEV || error == -ECANCELED) {
         queue->ended = true; /* unmounted */
         return;
     }
@@ -412,8 +411,8 @@ static void *queue_thread(void *argument)
     pthread_mutex_lock(&queue->lock);
     queue->closed = true;
     pthread_mutex_unlock(&queue->lock);
-    /* The ring stays open until this thread is gone: ending it is what makes its entries go out of use
-     * without losing a request (see arm_sentinel()). */
+    /* The ring stays open until this thread is gone: ending it is what makes its entries go out of
+     * use without losing a request (see arm_sentinel()). */
     if (!atomic_load(&transport->stopping))
         transport_end(transport);
     return NULL;

@@ -1,5 +1,5 @@
-/* FUSE over io_uring, shared by transport_ring.c (threads and commands), transport_entry.c (requests
- * and replies) and transport_kick.c (requests that wait for an entry). */
+/* FUSE over io_uring, shared by transport_ring.c (threads and commands), transport_entry.c
+ * (requests and replies) and transport_kick.c (requests that wait for an entry). */
 #ifndef MOBULA_FS_TRANSPORT_RING_H
 #define MOBULA_FS_TRANSPORT_RING_H
 
@@ -21,11 +21,12 @@ struct ring_entry {
     struct ring_entry *next; /* in queue->handed_over, guarded by queue->lock */
     struct iovec iov[2];     /* header and payload, read by the kernel at REGISTER */
     unsigned slot;
-    uint32_t command;            /* the last sent */
-    unsigned retries;            /* of that command */
-    _Atomic uint64_t commit_id;  /* of the request in hand */
-    _Atomic uint64_t parked_id;  /* of a request that libfuse has and that was not answered at once */
-    _Atomic uint64_t told_id;    /* of a request whose interrupt libfuse has been told */
+    uint32_t command;           /* the last sent */
+    unsigned retries;           /* of that command */
+    _Atomic uint64_t commit_id; /* of the request in hand */
+    _Atomic uint64_t
+        parked_id;            /* of a request that libfuse has and that was not answered at once */
+    _Atomic uint64_t told_id; /* of a request whose interrupt libfuse has been told */
 };
 
 struct ring_commit {
@@ -43,7 +44,7 @@ struct ring_queue {
     bool open; /* uring and sentinel */
     struct io_uring uring;
     struct io_uring sentinel; /* see arm_sentinel() */
-    int wake_fd; /* eventfd, read by the ring: something was handed over, or stop */
+    int wake_fd;              /* eventfd, read by the ring: something was handed over, or stop */
     uint64_t wake_count;
 
     pthread_mutex_t lock;
@@ -57,12 +58,12 @@ struct ring_queue {
     _Atomic unsigned available; /* of these, with the kernel */
     bool ended;
 
-    bool starved;              /* requests may wait in the kernel: see transport_kick.c */
-    bool retrieving;           /* a request of our own is on its way */
+    bool starved;                       /* requests may wait in the kernel: see transport_kick.c */
+    bool retrieving;                    /* a request of our own is on its way */
     _Atomic(struct ring_entry *) spare; /* holds such a request, to be answered when it helps */
-    struct ring_entry *kicked; /* held it until just now */
-    uint64_t last_file;        /* noted last by this queue */
-    _Atomic bool wants_file;   /* found none of use: to be woken when one is noted */
+    struct ring_entry *kicked;          /* held it until just now */
+    uint64_t last_file;                 /* noted last by this queue */
+    _Atomic bool wants_file;            /* found none of use: to be woken when one is noted */
     _Alignas(16) char scratch[RING_SCRATCH_BYTES];
 };
 
@@ -113,7 +114,8 @@ void ring_note_file(struct ring_queue *queue, uint64_t nodeid);
 /* The entry got a NOTIFY_REPLY, which nobody waits for. */
 void ring_keep_spare(struct ring_entry *entry);
 /* Gets the kernel to look at its waiting requests if there may be some. True if there's more to do
- * before the thread may sleep. To be followed by submission and draining, then ring_after_kick(). */
+ * before the thread may sleep. To be followed by submission and draining, then ring_after_kick().
+ */
 bool ring_kick(struct ring_queue *queue);
 void ring_after_kick(struct ring_queue *queue);
 
@@ -124,7 +126,8 @@ void ring_reply_empty(struct ring_entry *entry, int error);
 
 /* Handles the request in the entry. On its queue's thread. */
 void ring_take_request(struct ring_entry *entry, bool resent);
-/* Puts the reply that the slot describes in place and prepares its COMMIT. On its queue's thread. */
+/* Puts the reply that the slot describes in place and prepares its COMMIT. On its queue's thread.
+ */
 void ring_commit_reply(struct ring_entry *entry);
 /* Commits what other threads have answered. On the queue's thread. */
 void ring_commit_handed_over(struct ring_queue *queue);

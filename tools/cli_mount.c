@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <sys/xattr.h>
 
 /* --- mountinfo --- */
@@ -185,8 +186,10 @@ errint_t cli_mount_find(const struct cli *cli, struct cli_mount *out, struct mob
     if (error)
         return error;
     struct stat st;
+    struct statfs fs;
     out->fd = open(out->path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (out->fd >= 0 && !fstatat(out->fd, "objects", &st, 0))
+    /* fstatfs(2) asks the daemon; stat(2) may be answered by what the kernel remembers of it. */
+    if (out->fd >= 0 && !fstatfs(out->fd, &fs) && !fstatat(out->fd, "objects", &st, 0))
         return 0;
     error = -errno;
     cli_mount_close(out);

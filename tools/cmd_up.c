@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
 static const char help[] =
@@ -175,6 +176,7 @@ static int make_state(const struct cli *cli, struct up_options *options, const c
         if (made)
             return cli_fail(cli, EX_CANTCREAT, "--state: %s: %s", parent, cli_errno_text(made));
     }
+    bool was_there = !access(options->state, F_OK);
     errint_t error = mob_make_directories(options->state, 0700);
     if (error)
         return cli_fail(cli, EX_CANTCREAT, "--state: %s: %s", options->state,
@@ -184,8 +186,11 @@ static int make_state(const struct cli *cli, struct up_options *options, const c
     if (access(real, W_OK | X_OK))
         return cli_fail(cli, EX_NOPERM, "--state: %s: %s", real, strerror(errno));
     size_t length = strlen(mount_path);
-    if (!strncmp(real, mount_path, length) && (!real[length] || real[length] == '/'))
+    if (!strncmp(real, mount_path, length) && (!real[length] || real[length] == '/')) {
+        if (!was_there)
+            rmdir(real);
         cli_usage(cli, "--state: %s lies in the directory that is mounted over", real);
+    }
     free(options->state);
     options->state = strdup(real);
     return options->state ? EX_OK : cli_fail(cli, EX_OSERR, "no memory");
@@ -230,6 +235,15 @@ static void make_arguments(const struct up_options *options, const char *program
     out[count] = NULL;
 }
 
+/* What the caller has open (a pipe that somebody reads to its end, say) is not the daemon's to
+ * hold. */
+static void close_others(int kept_fd)
+{
+    if (kept_fd > STDERR_FILENO + 1)
+        syscall(SYS_close_range, STDERR_FILENO + 1, kept_fd - 1, 0);
+    syscall(SYS_close_range, kept_fd + 1, UINT_MAX, 0);
+}
+
 /* In the child: becomes the daemon, with its log as standard output and error. */
 __attribute__((noreturn)) static void become_daemon(const char *const arguments[], int log_fd,
                                                     int ready_fd)
@@ -237,8 +251,10 @@ __attribute__((noreturn)) static void become_daemon(const char *const arguments[
     int null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     setsid();
     if (null_fd >= 0 && dup2(null_fd, STDIN_FILENO) >= 0 && dup2(log_fd, STDOUT_FILENO) >= 0 &&
-        dup2(log_fd, STDERR_FILENO) >= 0 && !fcntl(ready_fd, F_SETFD, 0))
+        dup2(log_fd, STDERR_FILENO) >= 0 && !fcntl(ready_fd, F_SETFD, 0)) {
+        close_others(ready_fd);
         execv(arguments[0], (char *const *)arguments);
+    }
     dprintf(ready_fd, "error %s: %s\n", arguments[0], strerror(errno));
     _exit(EX_OSERR);
 }
@@ -294,8 +310,9 @@ static void wait_ready(struct start *start, char *line, size_t line_bytes)
     cli_progress_clear(&progress);
 }
 
-/* The last lines that this start has added to the log. */
-static void print_log_tail(const struct start *start)
+/* The last lines that this start has added to the log, but for those that say `sentence`, which has
+ * been printed. */
+static void print_log_tail(const struct start *start, const char *sentence)
 {
     enum { TAIL_BYTES = 4096, TAIL_LINES = 12 };
     char text[TAIL_BYTES + 1];
@@ -310,37 +327,55 @@ static void print_log_tail(const struct start *start)
     while (got && text[got - 1] == '\n')
         got--;
     text[got] = '\0';
-    const char *line = text + got;
+    char *line = text + got, *rest = NULL;
     for (int lines = 0; line > text; line--)
         if (line[-1] == '\n' && ++lines == TAIL_LINES)
             break;
-    fprintf(stderr, "The end of %s:\n", start->log_path);
-    while (*line) {
-        size_t length = strcspn(line, "\n");
-        fputs("  ", stderr);
-        fwrite(line, 1, length, stderr);
-        fputc('\n', stderr);
-        line += length + (line[length] == '\n');
+    bool begun = false;
+    for (line = strtok_r(line, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+        if (*sentence && strstr(line, sentence))
+            continue;
+        if (!begun)
+            fprintf(stderr, "The end of %s:\n", start->log_path);
+        begun = true;
+        fprintf(stderr, "  %s\n", line);
     }
+}
+
+/* Waits a moment for the child's end. True and *status as waitpid(2) gives it; the child also ends,
+ * with 0, when it has detached itself. */
+static bool child_ended(const struct start *start, int *status)
+{
+    uint64_t deadline = cli_deadline(UINT64_C(3000000000));
+    pid_t ended;
+    while (!(ended = waitpid(start->child, status, WNOHANG)) && cli_poll_ms(deadline, 1))
+        poll(NULL, 0, 10);
+    return ended == start->child;
 }
 
 /* It has closed the descriptor without a word: what became of it? */
 static int explain_silence(const struct start *start)
 {
     int status = 0;
-    uint64_t deadline = cli_deadline(UINT64_C(3000000000));
-    pid_t ended;
-    while (!(ended = waitpid(start->child, &status, WNOHANG)) && cli_poll_ms(deadline, 1))
-        poll(NULL, 0, 20);
-    if (ended == start->child && WIFSIGNALED(status))
+    bool ended = child_ended(start, &status);
+    if (ended && WIFSIGNALED(status))
         return cli_fail(start->cli, EX_UNAVAILABLE, "mobulad was killed by signal %d (%s)",
                         WTERMSIG(status), strsignal(WTERMSIG(status)));
-    if (ended == start->child && WEXITSTATUS(status))
+    if (ended && WEXITSTATUS(status))
         return cli_fail(start->cli, EX_UNAVAILABLE,
                         "mobulad ended with status %d before %s was there", WEXITSTATUS(status),
                         start->mount_path);
     return cli_fail(start->cli, EX_UNAVAILABLE, "mobulad ended before %s was there",
                     start->mount_path);
+}
+
+/* It has said what is wrong. A state that another daemon uses is no lasting error. */
+static int explain_refusal(const struct start *start, const char *sentence)
+{
+    int status = 0;
+    bool busy =
+        child_ended(start, &status) && WIFEXITED(status) && WEXITSTATUS(status) == EX_TEMPFAIL;
+    return cli_fail(start->cli, busy ? EX_TEMPFAIL : EX_UNAVAILABLE, "%s", sentence);
 }
 
 static int conclude(struct start *start)
@@ -356,11 +391,11 @@ static int conclude(struct start *start)
     } else if (cli_caught_signal()) {
         return cli_fail(start->cli, 128 + cli_caught_signal(), "interrupted");
     } else if (!strncmp(line, "error ", 6)) {
-        status = cli_fail(start->cli, EX_UNAVAILABLE, "%s", line + 6);
+        status = explain_refusal(start, line + 6);
     } else {
         status = explain_silence(start);
     }
-    print_log_tail(start);
+    print_log_tail(start, strncmp(line, "error ", 6) ? "" : line + 6);
     return status;
 }
 

@@ -177,7 +177,7 @@ static errint_t restart_server(struct keeper *keeper)
             become_child(keeper);
             prctl(PR_SET_PDEATHSIG, SIGKILL);
             if (getppid() == keeper_pid)
-                transport_refuse(keeper->connection_fd);
+                transport_refuse_session(keeper->connection_fd, keeper->session, NULL);
             _exit(0);
         }
         keeper->server = pid;

@@ -63,6 +63,16 @@ struct job_credentials {
     mode_t umask;
 };
 
+/* As jobs_check(), and whether this node could take it now: its arguments exist, it asks for no more than
+ * there is, the user may run here. Submits nothing. On success *hold keeps the arguments until
+ * jobs_hold_drop(), so that what was accepted at close is still there when it is submitted. */
+struct job_hold;
+MOB_MUST_CHECK errint_t jobs_check_here(struct jobs *jobs,
+                                        const struct job_credentials *credentials,
+                                        const char *text, size_t bytes, struct job_hold **hold,
+                                        struct mob_error *err);
+void jobs_hold_drop(struct jobs *jobs, struct job_hold *hold); /* NULL is fine */
+
 /* Accepts a spec. In one transaction: the job, its pending outputs, and (if `staged` != 0) the staged file's name
  * becomes a link to it. A spec that is bad gives a job too, in state `rejected`, so that its `error` can be read, and returns
  * -EINVAL with *id set; any other error (-ENOSPC, -EIO, -ENOMEM) makes nothing. Arguments that don't exist: rejected. Result IDs follow from

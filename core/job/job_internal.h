@@ -134,6 +134,12 @@ struct user {
 };
 #define USER_CACHE 32
 
+/* The number stays when the job has gone, so that the order can be searched. */
+struct job_place {
+    uint64_t number;
+    struct job *job; /* NULL: gone */
+};
+
 struct jobs {
     struct store *store;
     char *mount_path, *work_dir, *node_name;
@@ -147,7 +153,7 @@ struct jobs {
     pthread_mutex_t lock;
     struct job **buckets; /* by the random part of the ID */
     size_t bucket_count, count;
-    struct job **order; /* by number; NULL where one has gone */
+    struct job_place *order; /* by number */
     size_t order_count, order_capacity, order_holes;
     uint64_t next_token;
     uint64_t state_counts[JOB_REJECTED + 1];

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -280,15 +281,10 @@ static bool is_root_of(struct launcher *launcher, const struct process_entry *en
     return owner ? owner == run : can_only_be_of(launcher, entry, run);
 }
 
-/* Marks in launcher->table what is alive of the run's tree. Returns how many. */
-static size_t find_tree(struct launcher *launcher, struct run *run)
+/* Marks in launcher->table what is alive of the run's tree, among the processes from..to. Returns how many. */
+static size_t mark_tree(struct launcher *launcher, struct run *run, pid_t from, pid_t to)
 {
-    /* Nothing of the tree is older than its first process, and pids rise, unless they have begun again. */
-    pid_t from = 1;
-    if (mob_monotonic_ns() - run->started_ns < SECOND_NS &&
-        process_last_pid(&launcher->scanner) >= run->pid)
-        from = run->pid;
-    errint_t error = process_scan(&launcher->scanner, from, &launcher->table);
+    errint_t error = process_scan(&launcher->scanner, from, to, &launcher->table);
     if (error)
         mob_log_error("launcher: can't read /proc: %s", strerror(-error));
     size_t count = 0;
@@ -303,6 +299,27 @@ static size_t find_tree(struct launcher *launcher, struct run *run)
         count += entry->marked;
     }
     return count;
+}
+
+/* The same among all processes that can be of the tree. Pids rise until they begin again: of a young run, nothing is
+ * below its first process or above the last pid there is. A process that forks and ends between the two looks leaves a pid
+ * above, so the last pid must be the same after the look. */
+static size_t find_tree(struct launcher *launcher, struct run *run)
+{
+    pid_t first = run->pid, last = 0;
+    bool young = mob_monotonic_ns() - run->started_ns < SECOND_NS;
+    for (int round = 0; young && round < 4; round++) {
+        pid_t now = process_last_pid(&launcher->scanner);
+        if (now < first || now < last)
+            break;
+        if (now == last)
+            return 0;
+        last = now;
+        size_t count = mark_tree(launcher, run, first, last);
+        if (count > 0)
+            return count;
+    }
+    return mark_tree(launcher, run, 1, INT_MAX);
 }
 
 static void signal_tree(struct launcher *launcher, struct run *run, int signal)
@@ -645,10 +662,11 @@ static errint_t set_up_signals(struct launcher *launcher)
     sigset_t all, watched;
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL); /* also against a terminal's ^C: the keeper decides */
-    for (int signal = 1; signal < NSIG; signal++) {
-        struct sigaction action = {.sa_handler = SIG_DFL};
-        sigaction(signal, &action, NULL); /* what a parent ignored, jobs would ignore */
-    }
+    /* What a parent ignored, jobs would ignore. By system call, as the C library keeps 32 and 33 to
+     * itself; a kernel's struct sigaction that is all zeros is SIG_DFL. */
+    const uint64_t defaults[8] = {0};
+    for (int signal = 1; signal < NSIG; signal++)
+        syscall(SYS_rt_sigaction, signal, defaults, NULL, sizeof(uint64_t));
     sigemptyset(&watched);
     sigaddset(&watched, SIGCHLD);
     sigaddset(&watched, SIGTERM);
@@ -701,7 +719,7 @@ static void end_everything(struct launcher *launcher)
     while (mob_monotonic_ns() < deadline) {
         while (waitpid(-1, NULL, WNOHANG | __WALL) > 0)
             ;
-        if (process_scan(&launcher->scanner, 1, &launcher->table))
+        if (process_scan(&launcher->scanner, 1, INT_MAX, &launcher->table))
             return;
         size_t left = 0;
         for (size_t i = 0; i < launcher->table.count; i++) {

@@ -151,7 +151,7 @@ static bool record_running(struct jobs *jobs)
     errint_t error = 0;
     bool more = false;
     for (struct job *job = jobs->running; job && !error; job = job->running_next) {
-        if (job->running_recorded)
+        if (job->running_recorded || job->retrying)
             continue;
         if (now < job->started_ns + RECORD_AFTER_NS) {
             more = true;
@@ -167,9 +167,12 @@ static bool record_running(struct jobs *jobs)
         error = store_batch_commit(batch, NULL);
     else if (batch)
         store_batch_abort(batch);
-    if (error)
-        mob_log_warning("jobs: running jobs can't be recorded: %s", strerror(-error));
-    return more;
+    if (!error)
+        return more;
+    mob_log_warning("jobs: running jobs can't be recorded: %s", strerror(-error));
+    for (struct job *job = jobs->running; job; job = job->running_next)
+        job->running_recorded = false; /* all of them once more */
+    return true;
 }
 
 static void on_timer(struct jobs *jobs)

@@ -85,14 +85,14 @@ static errint_t set_up(struct jobs *jobs, const struct jobs_options *options, st
 static void tear_down(struct jobs *jobs)
 {
     for (size_t i = 0; i < jobs->order_count; i++)
-        if (jobs->order[i])
-            job_cancel_waits(jobs, jobs->order[i]);
+        if (jobs->order[i].job)
+            job_cancel_waits(jobs, jobs->order[i].job);
     jobs->stop = true;
     if (jobs->mailbox_fd >= 0)
         loop_read_mailbox(jobs);
     cleaner_stop(&jobs->cleaner);
     for (size_t i = 0; i < jobs->order_count; i++) {
-        struct job *job = jobs->order[i];
+        struct job *job = jobs->order[i].job;
         if (!job)
             continue;
         job_end_free(job->retry_end);
@@ -263,9 +263,9 @@ static void hold_again(struct jobs *jobs, struct job *job)
 static struct job *next_job(struct jobs *jobs, uint64_t number)
 {
     size_t place = table_place(jobs, number + 1);
-    while (place < jobs->order_count && !jobs->order[place])
+    while (place < jobs->order_count && !jobs->order[place].job)
         place++;
-    return place < jobs->order_count ? jobs->order[place] : NULL;
+    return place < jobs->order_count ? jobs->order[place].job : NULL;
 }
 
 static errint_t load_jobs(struct jobs *jobs, struct mob_error *err)
@@ -277,7 +277,7 @@ static errint_t load_jobs(struct jobs *jobs, struct mob_error *err)
     if (!error)
         error = names_each_job(jobs->store, count_name, jobs);
     for (size_t i = 0; !error && i < jobs->order_count; i++) {
-        struct job *job = jobs->order[i];
+        struct job *job = jobs->order[i].job;
         error = job->end ? restore_ended(&loading, job) : restore_waiting(&loading, job);
     }
     if (!error)
@@ -285,8 +285,8 @@ static errint_t load_jobs(struct jobs *jobs, struct mob_error *err)
     else if (loading.batch)
         store_batch_abort(loading.batch);
     for (size_t i = 0; !error && i < jobs->order_count; i++)
-        if (!jobs->order[i]->end)
-            hold_again(jobs, jobs->order[i]);
+        if (!jobs->order[i].job->end)
+            hold_again(jobs, jobs->order[i].job);
     if (error)
         return mob_error_set(err, error, "the jobs can't be loaded: %s", strerror(-error));
     for (struct job *job; (job = next_job(jobs, number));) {
@@ -374,7 +374,7 @@ static void find_lost(struct jobs *jobs)
 {
     char name[WORK_NAME_BYTES];
     for (size_t i = 0; i < jobs->order_count; i++) {
-        struct job *job = jobs->order[i];
+        struct job *job = jobs->order[i].job;
         if (!job || job->end || job->adopted)
             continue;
         job->run_lost =

@@ -124,15 +124,17 @@ static int compare_pids(const void *a, const void *b)
     return (left->pid > right->pid) - (left->pid < right->pid);
 }
 
-errint_t process_scan(struct process_scanner *scanner, pid_t from, struct process_table *table)
+errint_t process_scan(struct process_scanner *scanner, pid_t from, pid_t to,
+                      struct process_table *table)
 {
     char buffer[32768];
+    bool past = false; /* the list rises, so what follows is past `to` as well */
     table->count = 0;
     bool all = from <= 1 || scanner->offset < 0;
     /* The list of an open directory is not cached by the kernel, so seeking is enough to see it anew. */
     if (lseek(scanner->proc_fd, all ? 0 : scanner->offset + from, SEEK_SET) < 0)
         return -errno;
-    for (;;) {
+    while (!past) {
         ssize_t got = syscall(SYS_getdents64, scanner->proc_fd, buffer, sizeof buffer);
         if (got < 0)
             return -errno;
@@ -141,13 +143,16 @@ errint_t process_scan(struct process_scanner *scanner, pid_t from, struct proces
         for (ssize_t at = 0; at < got;) {
             const struct dirent64 *entry = (const struct dirent64 *)(buffer + at);
             pid_t pid = entry_pid(entry);
-            errint_t error = pid > 0 && pid >= from ? add(scanner, table, pid) : 0;
+            past |= pid > to && scanner->offset >= 0;
+            errint_t error =
+                pid > 0 && pid >= from && pid <= to ? add(scanner, table, pid) : 0;
             if (error)
                 return error;
             at += entry->d_reclen;
         }
     }
-    qsort(table->entries, table->count, sizeof *table->entries, compare_pids);
+    if (table->count > 1)
+        qsort(table->entries, table->count, sizeof *table->entries, compare_pids);
     return 0;
 }
 

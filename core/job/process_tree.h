@@ -29,8 +29,8 @@ struct process_scanner {
 MOB_MUST_CHECK errint_t process_scanner_open(struct process_scanner *scanner);
 void process_scanner_close(struct process_scanner *scanner);
 
-/* Reads every process whose pid is `from` or above; `from` 1 or less: all. */
-MOB_MUST_CHECK errint_t process_scan(struct process_scanner *scanner, pid_t from,
+/* Reads every process whose pid is in from..to; 1..INT_MAX: all. */
+MOB_MUST_CHECK errint_t process_scan(struct process_scanner *scanner, pid_t from, pid_t to,
                                      struct process_table *table);
 void process_table_free(struct process_table *table);
 

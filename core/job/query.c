@@ -64,10 +64,10 @@ size_t jobs_list(struct jobs *jobs, uint64_t cursor, struct job_info *out, uint6
     if (cursor >= STORE_NUMBER_LIMIT)
         return 0;
     for (size_t i = table_place(jobs, cursor + 1); i < jobs->order_count && filled < count; i++) {
-        if (!jobs->order[i])
+        if (!jobs->order[i].job)
             continue;
-        fill_info(jobs, jobs->order[i], &out[filled]);
-        cursors[filled++] = jobs->order[i]->number;
+        fill_info(jobs, jobs->order[i].job, &out[filled]);
+        cursors[filled++] = jobs->order[i].job->number;
     }
     return filled;
 }
@@ -336,7 +336,7 @@ errint_t jobs_holders(struct jobs *jobs, const struct mob_id *object, char **tex
     fputs(*text ? *text : "", out);
     pthread_mutex_lock(&jobs->lock);
     for (size_t i = 0; i < jobs->order_count; i++) {
-        const struct job *job = jobs->order[i];
+        const struct job *job = jobs->order[i].job;
         if (job && has_argument(job, object))
             fprintf(out, "job %s argument\n", mob_id_format(&job->id, digits));
         if (job && has_output(job, object))

@@ -162,6 +162,46 @@ static errint_t check_possible(struct jobs *jobs, const struct job *job, const c
                             jobs->milli_cpus / 1000.0);
 }
 
+/* A job that is not submitted, for the sake of what it holds. */
+struct job_hold {
+    struct job *job;
+};
+
+errint_t jobs_check_here(struct jobs *jobs, const struct job_credentials *credentials,
+                         const char *text, size_t bytes, struct job_hold **hold,
+                         struct mob_error *err)
+{
+    struct job *job = calloc(1, sizeof *job);
+    *hold = malloc(sizeof **hold);
+    if (!job || !*hold) {
+        free(job);
+        free(*hold);
+        return mob_error_set(err, -ENOMEM, "%s", strerror(ENOMEM));
+    }
+    (*hold)->job = job;
+    job->uid = credentials->uid;
+    job->gid = credentials->gid;
+    errint_t error = spec_parse(text, bytes, &job->spec, err);
+    if (!error)
+        error = check_possible(jobs, job, text, bytes, err);
+    if (!error)
+        error = job_hold_arguments(jobs, job, text, bytes, err);
+    if (error) {
+        jobs_hold_drop(jobs, *hold);
+        *hold = NULL;
+    }
+    return error;
+}
+
+void jobs_hold_drop(struct jobs *jobs, struct job_hold *hold)
+{
+    if (!hold)
+        return;
+    job_drop_arguments(jobs, hold->job);
+    job_free(hold->job);
+    free(hold);
+}
+
 static errint_t reserve_outputs(struct jobs *jobs, struct job *job, struct store_batch *batch)
 {
     job->output_count = (uint32_t)job->spec->output_count;

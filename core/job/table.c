@@ -33,24 +33,19 @@ static void close_holes(struct jobs *jobs)
 {
     size_t kept = 0;
     for (size_t i = 0; i < jobs->order_count; i++)
-        if (jobs->order[i])
+        if (jobs->order[i].job)
             jobs->order[kept++] = jobs->order[i];
     jobs->order_count = kept;
     jobs->order_holes = 0;
 }
 
-/* The places of holes are not known by number, so a search steps over them. */
 size_t table_place(struct jobs *jobs, uint64_t number)
 {
     size_t low = 0, high = jobs->order_count;
     while (low < high) {
-        size_t middle = low + (high - low) / 2, probe = middle;
-        while (probe < high && !jobs->order[probe])
-            probe++;
-        if (probe == high)
-            high = middle;
-        else if (jobs->order[probe]->number < number)
-            low = probe + 1;
+        size_t middle = low + (high - low) / 2;
+        if (jobs->order[middle].number < number)
+            low = middle + 1;
         else
             high = middle;
     }
@@ -61,7 +56,7 @@ static errint_t add_in_order(struct jobs *jobs, struct job *job)
 {
     if (jobs->order_count == jobs->order_capacity) {
         size_t capacity = jobs->order_capacity ? jobs->order_capacity * 2 : 256;
-        struct job **larger = reallocarray(jobs->order, capacity, sizeof *larger);
+        struct job_place *larger = reallocarray(jobs->order, capacity, sizeof *larger);
         if (!larger)
             return -ENOMEM;
         jobs->order = larger;
@@ -69,11 +64,9 @@ static errint_t add_in_order(struct jobs *jobs, struct job *job)
     }
     /* Numbers come nearly in order: two threads that submit at once may swap theirs. */
     size_t place = jobs->order_count++;
-    while (place > 0 && (!jobs->order[place - 1] || jobs->order[place - 1]->number > job->number)) {
+    for (; place > 0 && jobs->order[place - 1].number > job->number; place--)
         jobs->order[place] = jobs->order[place - 1];
-        place--;
-    }
-    jobs->order[place] = job;
+    jobs->order[place] = (struct job_place){job->number, job};
     return 0;
 }
 
@@ -104,13 +97,11 @@ void table_remove(struct jobs *jobs, struct job *job)
         link = &(*link)->hash_next;
     *link = job->hash_next;
     size_t place = table_place(jobs, job->number);
-    while (place < jobs->order_count && jobs->order[place] != job)
+    while (jobs->order[place].job != job)
         place++;
-    if (place < jobs->order_count) {
-        jobs->order[place] = NULL;
-        jobs->order_holes++;
-    }
-    while (jobs->order_count > 0 && !jobs->order[jobs->order_count - 1]) {
+    jobs->order[place].job = NULL;
+    jobs->order_holes++;
+    while (jobs->order_count > 0 && !jobs->order[jobs->order_count - 1].job) {
         jobs->order_count--;
         jobs->order_holes--;
     }
@@ -132,9 +123,10 @@ struct job *table_find(struct jobs *jobs, const struct mob_id *id)
 
 struct job *table_number(struct jobs *jobs, uint64_t number)
 {
-    for (size_t i = table_place(jobs, number); i < jobs->order_count; i++)
-        if (jobs->order[i])
-            return jobs->order[i]->number == number ? jobs->order[i] : NULL;
+    for (size_t i = table_place(jobs, number);
+         i < jobs->order_count && jobs->order[i].number == number; i++)
+        if (jobs->order[i].job)
+            return jobs->order[i].job;
     return NULL;
 }
 

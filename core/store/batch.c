@@ -407,12 +407,24 @@ static bool touches_disk(const struct store_batch *batch)
     return false;
 }
 
+static uint64_t new_bytes(const struct store_batch *batch)
+{
+    uint64_t bytes = 1;
+    for (size_t i = 0; i < batch->count; i++) {
+        const struct op *op = &batch->ops[i];
+        bytes += sizeof(struct object_record) + op->key_bytes + op->value_bytes;
+        if (op->kind == OP_READY && op->object.tier == TIER_INLINE)
+            bytes += op->object.size;
+    }
+    return bytes;
+}
+
 static errint_t write_all(struct store_batch *batch)
 {
     MDB_txn *txn;
     if (!touches_disk(batch))
         return 0;
-    errint_t error = meta_begin(&batch->store->meta, &txn);
+    errint_t error = meta_begin(&batch->store->meta, new_bytes(batch), &txn);
     if (error)
         return error;
     for (size_t i = 0; i < batch->count && !error; i++)

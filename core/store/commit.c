@@ -2,7 +2,6 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 
 #include "core/store/store_internal.h"
 
@@ -169,7 +168,9 @@ static errint_t write_records(struct commit *commit, const struct name_record *n
         .xattrs = commit->xattrs,
         .xattrs_bytes = commit->xattrs_bytes,
     };
-    errint_t error = meta_begin(&store->meta, &txn);
+    uint64_t new_bytes = (commit->object.tier == TIER_INLINE ? commit->object.size : 0) +
+                         write.ref_count * sizeof *write.refs + write.xattrs_bytes + 1024;
+    errint_t error = meta_begin(&store->meta, new_bytes, &txn);
     if (error)
         return error;
     error = object_write(store, txn, &write);
@@ -264,27 +265,17 @@ errint_t staged_commit(struct store *store, uint64_t number, struct mob_id *id,
 
 /* --- would it succeed? --- */
 
-static errint_t check_room(struct store *store, uint64_t bytes)
-{
-    struct statvfs info;
-    if (fstatvfs(store->lock_fd, &info) < 0)
-        return -errno;
-    uint64_t blocks = store->is_root ? info.f_bfree : info.f_bavail;
-    return blocks < (bytes + 65536) / info.f_frsize + 1 ? -ENOSPC : 0;
-}
-
 static errint_t check_staged(struct store *store, struct staged *staged, struct mob_error *err)
 {
     if (staged->committed)
         return 0;
-    errint_t error = check_room(store, store->inline_bytes);
-    if (error)
-        return mob_error_set(err, error, "no room for the object in %s", store->state_dir);
+    if (!meta_has_room(&store->meta, store->inline_bytes))
+        return mob_error_set(err, -ENOSPC, "no room for the object in %s", store->state_dir);
     if (!staged->refs_from_content)
         return 0;
     struct mob_id *refs = NULL;
     size_t count = 0;
-    error = refs_of_content(store, staged, &refs, &count, err);
+    errint_t error = refs_of_content(store, staged, &refs, &count, err);
     refs_drop(store, refs, count);
     free(refs);
     return error;

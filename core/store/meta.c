@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 #include "core/base/log.h"
 #include "core/base/util.h"
@@ -38,7 +39,8 @@ static int open_env(struct meta *meta, const char *path)
 {
     static const size_t sizes[] = {(size_t)64 << 30, (size_t)16 << 30, (size_t)4 << 30,
                                    (size_t)1 << 30};
-    unsigned flags = MDB_NOSYNC | MDB_NOTLS | (meta->map_writes ? MDB_WRITEMAP : 0);
+    /* Reading ahead at a fault would clear pages that are about to be written. */
+    unsigned flags = MDB_NOSYNC | MDB_NOTLS | (meta->map_writes ? MDB_WRITEMAP | MDB_NORDAHEAD : 0);
     int code = ENOMEM;
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(sizes) && code == ENOMEM; i++) {
         code = mdb_env_create(&meta->env);
@@ -74,6 +76,142 @@ static int open_tables(struct meta *meta)
     return mdb_txn_commit(txn);
 }
 
+/* --- room on the disk ---
+ *
+ * The blocks behind every page that a transaction may add are allocated before it begins. With
+ * MDB_WRITEMAP, LMDB stores into mapped pages, and one that the disk has no room for would be
+ * SIGBUS; without it, a commit would fail half-way, as an I/O error, and so would every removal
+ * that could have made room. All pages up to last_pgno have their blocks.
+ *
+ * A transaction copies the pages on the paths to what it changes: some dozens. What only removes
+ * may use the last of the reserve. What adds may use more of it only if there are free pages inside
+ * the file, which LMDB takes first. */
+enum {
+    STEP_BYTES = 16 << 20,
+    ADD_RESERVE_BYTES = 3 << 20,
+    REUSE_RESERVE_BYTES = 2 << 20,
+    REMOVE_RESERVE_BYTES = 1 << 20,
+};
+
+static errint_t allocate_to(struct meta *meta, uint64_t bytes, uint64_t limit_bytes)
+{
+    if (bytes > limit_bytes)
+        return -ENOSPC;
+    if (fallocate(meta->data_fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)bytes) == 0) {
+        meta->allocated_bytes = bytes;
+        return 0;
+    }
+    if (errno == EOPNOTSUPP && !meta->map_writes) {
+        meta->allocated_bytes = UINT64_MAX; /* the filesystem can't promise anything */
+        return 0;
+    }
+    return errno == ENOSPC || errno == EDQUOT ? -ENOSPC : meta_error(errno, "fallocate");
+}
+
+/* Bytes of pages inside the file that LMDB can use again. Its list of them is table 0: by
+ * transaction, a count followed by so many page numbers. */
+static uint64_t free_bytes(struct meta *meta)
+{
+    struct meta_reader *reader;
+    MDB_cursor *cursor;
+    MDB_val key, value;
+    uint64_t pages = 0;
+    if (meta_read_begin(meta, &reader))
+        return 0;
+    if (mdb_cursor_open(reader->txn, 0, &cursor) == 0) {
+        while (mdb_cursor_get(cursor, &key, &value, MDB_NEXT) == 0)
+            if (value.mv_size >= sizeof(size_t))
+                pages += *(const size_t *)value.mv_data;
+        mdb_cursor_close(cursor);
+    }
+    meta_read_end(reader);
+    return pages * meta->page_bytes;
+}
+
+static errint_t allocate_ahead(struct meta *meta, uint64_t new_bytes)
+{
+    MDB_envinfo info;
+    int code = mdb_env_info(meta->env, &info);
+    if (code)
+        return meta_error(code, "env_info");
+    uint64_t used = ((uint64_t)info.me_last_pgno + 1) * meta->page_bytes;
+    uint64_t add = new_bytes + new_bytes / 4;
+    uint64_t need = used + add + (new_bytes ? ADD_RESERVE_BYTES : REMOVE_RESERVE_BYTES);
+    if (need <= meta->allocated_bytes)
+        return 0;
+    errint_t error = allocate_to(meta, (need / STEP_BYTES + 1) * STEP_BYTES, info.me_mapsize);
+    if (error == -ENOSPC)
+        error = allocate_to(meta, need, info.me_mapsize);
+    if (error == -ENOSPC && used + add + REUSE_RESERVE_BYTES <= meta->allocated_bytes &&
+        free_bytes(meta) >= 2 * add + ADD_RESERVE_BYTES)
+        error = 0;
+    return error;
+}
+
+bool meta_has_room(struct meta *meta, uint64_t new_bytes)
+{
+    MDB_envinfo info;
+    struct statvfs disk;
+    if (mdb_env_info(meta->env, &info))
+        return true; /* the commit will tell */
+    uint64_t used = ((uint64_t)info.me_last_pgno + 1) * meta->page_bytes;
+    uint64_t add = new_bytes + new_bytes / 4, need = used + add + ADD_RESERVE_BYTES;
+    uint64_t allocated = atomic_load(&meta->allocated_bytes);
+    if (need <= allocated)
+        return true;
+    if (fstatvfs(meta->data_fd, &disk) == 0 && disk.f_bavail * disk.f_frsize > need - allocated)
+        return true;
+    return used + add + REUSE_RESERVE_BYTES <= allocated &&
+           free_bytes(meta) >= 2 * add + ADD_RESERVE_BYTES;
+}
+
+/* What the disk holds for the file when it is opened, less what the filesystem itself needs for it.
+ */
+static uint64_t allocated_now(int fd)
+{
+    const uint64_t slack = UINT64_C(1) << 16;
+    struct stat info;
+    if (fstat(fd, &info) < 0 || (uint64_t)info.st_blocks * 512 < slack)
+        return 0;
+    return (uint64_t)info.st_blocks * 512 - slack;
+}
+
+/* A short write is an I/O error to LMDB, whatever the reason. */
+static bool disk_is_full(int fd)
+{
+    struct statvfs info;
+    return fstatvfs(fd, &info) == 0 && info.f_bavail < 64;
+}
+
+errint_t meta_begin(struct meta *meta, uint64_t new_bytes, MDB_txn **txn)
+{
+    errint_t error = allocate_ahead(meta, new_bytes);
+    return error ? error : meta_error(mdb_txn_begin(meta->env, NULL, 0, txn), "begin");
+}
+
+errint_t meta_commit(MDB_txn *txn)
+{
+    int fd = -1;
+    mdb_env_get_fd(mdb_txn_env(txn), &fd);
+    int code = mdb_txn_commit(txn);
+    return meta_error(code == EIO && disk_is_full(fd) ? ENOSPC : code, "commit");
+}
+
+/* --- opening --- */
+
+static errint_t read_sizes(struct meta *meta)
+{
+    MDB_stat stat;
+    int code = mdb_env_get_fd(meta->env, &meta->data_fd);
+    if (!code)
+        code = mdb_env_stat(meta->env, &stat);
+    if (code)
+        return meta_error(code, "stat");
+    meta->page_bytes = stat.ms_psize;
+    meta->allocated_bytes = allocated_now(meta->data_fd);
+    return 0;
+}
+
 errint_t meta_open(struct meta *meta, const char *path, bool map_writes, struct mob_error *err)
 {
     memset(meta, 0, sizeof *meta);
@@ -85,20 +223,18 @@ errint_t meta_open(struct meta *meta, const char *path, bool map_writes, struct 
         code = mdb_reader_check(meta->env, &dead);
     if (!code && dead)
         mob_log_info("store: cleared %d readers that a dead server left", dead);
-    if (!code && map_writes)
-        code = mdb_env_get_fd(meta->env, &meta->data_fd);
-    MDB_stat stat;
-    if (!code)
-        code = mdb_env_stat(meta->env, &stat);
-    if (!code)
-        meta->page_bytes = stat.ms_psize;
-    if (!code)
-        code = open_tables(meta);
-    if (!code)
+    errint_t error = meta_error(code, path);
+    if (!error)
+        error = read_sizes(meta);
+    if (!error)
+        error = allocate_ahead(meta, 0);
+    if (!error)
+        error = meta_error(open_tables(meta), path);
+    if (!error)
         return 0;
     meta_close(meta);
-    return mob_error_set(err, meta_error(code, path), "can't open the metadata in %s: %s", path,
-                         mdb_strerror(code));
+    return mob_error_set(err, error, "can't open the metadata in %s: %s", path,
+                         code ? mdb_strerror(code) : strerror(-error));
 }
 
 void meta_close(struct meta *meta)
@@ -115,45 +251,6 @@ void meta_close(struct meta *meta)
     if (meta->env)
         mdb_env_close(meta->env);
     meta->env = NULL;
-}
-
-/* With MDB_WRITEMAP, LMDB stores into mapped pages, and one that the disk has no room for would be
- * SIGBUS. So the blocks behind every page a transaction may add are allocated before it begins,
- * where a full disk is an error like any other. A transaction adds at most the largest inline
- * value, a batch's, and the changed pages of some paths; batches reserve for themselves by their
- * size. */
-static errint_t allocate_ahead(struct meta *meta)
-{
-    const uint64_t step = UINT64_C(64) << 20, margin = UINT64_C(32) << 20;
-    MDB_envinfo info;
-    int code = mdb_env_info(meta->env, &info);
-    if (code)
-        return meta_error(code, "env_info");
-    uint64_t used = ((uint64_t)info.me_last_pgno + 1) * meta->page_bytes;
-    if (used + margin <= meta->allocated_bytes)
-        return 0;
-    uint64_t want = (used + margin + step - 1) / step * step;
-    if (want > info.me_mapsize)
-        want = info.me_mapsize;
-    if (want < used + (margin >> 1))
-        return -ENOSPC;
-    if (fallocate(meta->data_fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)want) < 0)
-        return errno == ENOSPC || errno == EDQUOT ? -ENOSPC : -EIO;
-    meta->allocated_bytes = want;
-    return 0;
-}
-
-errint_t meta_begin(struct meta *meta, MDB_txn **txn)
-{
-    errint_t error = meta->map_writes ? allocate_ahead(meta) : 0;
-    if (error)
-        return error;
-    return meta_error(mdb_txn_begin(meta->env, NULL, 0, txn), "begin");
-}
-
-errint_t meta_commit(MDB_txn *txn)
-{
-    return meta_error(mdb_txn_commit(txn), "commit");
 }
 
 static int reader_renew(struct meta *meta, struct meta_reader *reader)

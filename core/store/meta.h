@@ -55,9 +55,9 @@ struct meta {
     MDB_dbi tables[META_TABLE_COUNT];
     struct meta_reader readers[META_READERS];
     bool map_writes;
-    int data_fd; /* of data.mdb, with map_writes */
+    int data_fd; /* of data.mdb */
     uint64_t page_bytes;
-    uint64_t allocated_bytes; /* of data.mdb are sure to be there, with map_writes */
+    atomic_uint_fast64_t allocated_bytes; /* of data.mdb are sure to be there */
 };
 
 /* Opens or makes the environment in the directory `path`. */
@@ -69,8 +69,12 @@ void meta_close(struct meta *meta);
  * `what`. */
 errint_t meta_error(int code, const char *what);
 
-/* Begins the write transaction; the store's write lock is held. */
-MOB_MUST_CHECK errint_t meta_begin(struct meta *meta, MDB_txn **txn);
+/* Begins the write transaction; the store's write lock is held. `new_bytes`: how much it will put
+ * at most, 0 if it only removes. */
+MOB_MUST_CHECK errint_t meta_begin(struct meta *meta, uint64_t new_bytes, MDB_txn **txn);
+/* Whether a transaction that puts `new_bytes` would find room. Any thread; a guess, for an early
+ * answer. */
+bool meta_has_room(struct meta *meta, uint64_t new_bytes);
 /* Commits, or aborts on failure: either way the transaction is gone. */
 MOB_MUST_CHECK errint_t meta_commit(MDB_txn *txn);
 

@@ -193,7 +193,7 @@ errint_t name_put_alone(struct store *store, uint64_t parent, uint64_t key,
                         const struct name_record *record, const char *text)
 {
     MDB_txn *txn;
-    errint_t error = meta_begin(&store->meta, &txn);
+    errint_t error = meta_begin(&store->meta, 8192, &txn);
     if (error)
         return error;
     error = name_record_put(&store->meta, txn, parent, key, record);
@@ -317,11 +317,8 @@ errint_t names_link_object(struct store *store, uint64_t parent, const char *nam
 errint_t names_link_job(struct store *store, uint64_t parent, const char *name,
                         const struct mob_id *job, uid_t uid, gid_t gid, struct name_info *out)
 {
-    struct name_record record = {.type = NAME_JOB,
-                                 .uid = uid,
-                                 .gid = gid,
-                                 .target = *job,
-                                 .mtime_ns = store_wall_ns(store)};
+    struct name_record record = {
+        .type = NAME_JOB, .uid = uid, .gid = gid, .target = *job, .mtime_ns = store_wall_ns(store)};
     return make_name(store, parent, name, &record, NULL, out);
 }
 
@@ -409,7 +406,7 @@ errint_t name_delete(struct store *store, MDB_txn *txn, const struct name_place 
 errint_t name_delete_alone(struct store *store, const struct name_place *place)
 {
     MDB_txn *txn;
-    errint_t error = meta_begin(&store->meta, &txn);
+    errint_t error = meta_begin(&store->meta, 0, &txn);
     if (error)
         return error;
     error = name_delete(store, txn, place);

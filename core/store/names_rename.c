@@ -164,7 +164,7 @@ static errint_t change_stored(struct renaming *it, MDB_txn *txn)
 static errint_t commit_stored(struct renaming *it)
 {
     MDB_txn *txn;
-    errint_t error = meta_begin(&it->store->meta, &txn);
+    errint_t error = meta_begin(&it->store->meta, 1024, &txn);
     if (error)
         return error;
     error = change_stored(it, txn);

@@ -280,7 +280,7 @@ static void keep_sum(struct store *store, uint64_t number, const uint8_t sum[32]
 {
     MDB_txn *txn;
     store_write_lock(store);
-    errint_t error = meta_begin(&store->meta, &txn);
+    errint_t error = meta_begin(&store->meta, 32, &txn);
     if (!error) {
         error = meta_put_number(&store->meta, txn, META_SUMS, number, sum, 32);
         if (error)

@@ -605,7 +605,7 @@ static errint_t remove_xattrs(struct store *store)
     MDB_txn *txn;
     errint_t error = walk(store, META_XATTRS, &list, each_xattr);
     if (!error && list.count) {
-        error = meta_begin(&store->meta, &txn);
+        error = meta_begin(&store->meta, 0, &txn);
         for (size_t i = 0; i < list.count && !error; i++)
             error = meta_delete_number(&store->meta, txn, META_XATTRS, list.numbers[i]);
         if (!error)
@@ -652,7 +652,7 @@ static errint_t remove_lost(struct recovery *it)
     MDB_txn *txn;
     if (!it->name_count && !it->lost_count)
         return 0;
-    errint_t error = meta_begin(&store->meta, &txn);
+    errint_t error = meta_begin(&store->meta, 0, &txn);
     if (error)
         return error;
     for (size_t i = 0; i < it->name_count && !error; i++)

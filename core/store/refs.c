@@ -332,7 +332,7 @@ static errint_t erase_list(struct store *store, struct dead *list)
 {
     MDB_txn *txn;
     store_write_lock(store);
-    errint_t error = meta_begin(&store->meta, &txn);
+    errint_t error = meta_begin(&store->meta, 0, &txn);
     if (!error) {
         for (struct dead *dead = list; dead && !error; dead = dead->next)
             error = erase(store, txn, dead);

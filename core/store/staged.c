@@ -83,7 +83,7 @@ static void delete_xattrs(struct store *store, uint64_t number)
 {
     MDB_txn *txn;
     store_write_lock(store);
-    errint_t error = meta_begin(&store->meta, &txn);
+    errint_t error = meta_begin(&store->meta, 0, &txn);
     if (!error) {
         error = meta_delete_number(&store->meta, txn, META_XATTRS, number);
         if (error)

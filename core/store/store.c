@@ -149,7 +149,7 @@ static errint_t open_meta(struct store *store, bool map_writes, struct mob_error
     errint_t error = meta_open(&store->meta, path, map_writes, err);
     if (error)
         return error;
-    error = meta_begin(&store->meta, &txn);
+    error = meta_begin(&store->meta, 0, &txn); /* a full disk must not keep it from being opened */
     if (error)
         return mob_error_set(err, error, "%s: %s", path, strerror(-error));
     error = load_state(store, txn, err);
@@ -191,7 +191,6 @@ static struct store *new_store(const struct store_options *options)
         options->inline_bytes ? options->inline_bytes : STORE_INLINE_DEFAULT_BYTES;
     memcpy(store->owner, options->owner, sizeof store->owner);
     store->passthrough = options->passthrough;
-    store->is_root = geteuid() == 0;
     store->spare_target = options->spare_files ? options->spare_files : SPARE_DEFAULT;
     store->clock = options->clock ? *options->clock : mob_system_clock;
     store->hooks = options->hooks;
@@ -338,7 +337,7 @@ errint_t store_new_number_locked(struct store *store, uint64_t *number)
         uint64_t limit = atomic_load(&store->number_limit) + NUMBER_BLOCK;
         if (limit >= STORE_NUMBER_LIMIT)
             return -ENOSPC;
-        errint_t error = meta_begin(&store->meta, &txn);
+        errint_t error = meta_begin(&store->meta, 0, &txn);
         if (error)
             return error;
         error = meta_put(&store->meta, txn, META_STATE, "numbers", 7, &limit, sizeof limit);

@@ -45,18 +45,18 @@ struct store_hooks {
 
 struct store_options {
     const char *state_dir; /* LMDB in state_dir/meta; exists, belongs to the daemon */
-    const char
-        *memory_dir; /* a tmpfs (or a folder of one), exists; data files are memory_dir/data/HEX */
+    /* A tmpfs (or a folder of one), exists; data files are memory_dir/data/HEX. */
+    const char *memory_dir;
     uint64_t memory_bytes; /* budget of memory_dir */
     uint32_t inline_bytes; /* objects up to this size are kept in LMDB; 0 = default */
     uint8_t owner[MOB_ID_OWNER_BYTES];
     /* True: other processes may have a data file open for writing (FUSE passthrough), so a commit
      * first asks the kernel whether any still has (staged_commit). */
     bool passthrough;
-    /* Write LMDB's pages through its map (MDB_WRITEMAP) instead of by pwrite(2): a commit costs a
-     * third, at the price that a stray store of this process could damage the metadata. The blocks
-     * behind the pages are allocated before each transaction, so that a full disk is ENOSPC here,
-     * too. */
+    /* Write LMDB's pages through its map (MDB_WRITEMAP) instead of by pwrite(2): commits cost less,
+     * removals a third, at the price that a stray store of this process could damage the metadata.
+     * Either way the blocks behind the pages are allocated before each transaction, so that a full
+     * disk is -ENOSPC, never SIGBUS, and can be tidied. */
     bool map_writes;
     unsigned spare_files;          /* empty data files kept ready for staged_create; 0 = default */
     const struct mob_clock *clock; /* NULL = system */

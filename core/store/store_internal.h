@@ -403,7 +403,7 @@ struct store {
     uint64_t memory_bytes;
     uint32_t inline_bytes;
     uint8_t owner[MOB_ID_OWNER_BYTES];
-    bool passthrough, is_root;
+    bool passthrough;
     unsigned spare_target;
     struct mob_clock clock;
     struct store_hooks hooks;

@@ -138,7 +138,7 @@ static errint_t keep(struct store *store, struct staged *staged, char *list, siz
 {
     MDB_txn *txn;
     store_write_lock(store);
-    errint_t error = meta_begin(&store->meta, &txn);
+    errint_t error = meta_begin(&store->meta, list_bytes, &txn);
     if (!error) {
         if (list_bytes)
             error =

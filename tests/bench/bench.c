@@ -44,10 +44,17 @@ static int compare_doubles(const void *a, const void *b)
     return left < right ? -1 : left > right;
 }
 
+static double middle(const struct figure *figure)
+{
+    double upper = figure->values[figure->count / 2];
+
+    return figure->count % 2 ? upper : (figure->values[figure->count / 2 - 1] + upper) / 2;
+}
+
 static void print_figure(FILE *out, const struct figure *figure)
 {
-    fprintf(out, "%s\t%.6g\t%.6g\t%.6g\t%s\n", figure->key, figure->values[figure->count / 2],
-            figure->values[0], figure->values[figure->count - 1], figure->unit);
+    fprintf(out, "%s\t%.6g\t%.6g\t%.6g\t%s\n", figure->key, middle(figure), figure->values[0],
+            figure->values[figure->count - 1], figure->unit);
     fflush(out);
 }
 

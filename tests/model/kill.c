@@ -108,18 +108,22 @@ static void ask_daemon(struct dice *dice)
 
 static void kill_server(struct dice *dice)
 {
+    int64_t pid;
     int server;
     uint64_t began;
 
     watched_begin(own_watch(), "reading the server's pid");
-    server = open_process(mount_number("daemon", "pid"));
+    pid = mount_number("daemon", "pid");
+    server = open_process(pid);
     if (server < 0)
         give_up("no server to kill in nodes/ID/daemon");
     watched_begin(own_watch(), "first answer after a kill");
     began = mob_monotonic_ns();
     kill_process(server);
-    if (!wait_dead(server))
-        give_up("the server does not die");
+    if (!wait_dead(server)) {
+        process_print_stacks((pid_t)pid);
+        give_up("the server does not die of SIGKILL within 10 s");
+    }
     ask_daemon(dice);
     restart_ms[restart_count++] = (double)(mob_monotonic_ns() - began) / 1e6;
     watched_end(own_watch());

@@ -252,7 +252,7 @@ static void print_file(const char *path)
     close(fd);
 }
 
-static void print_stacks(pid_t pid)
+void process_print_stacks(pid_t pid)
 {
     char path[400];
     struct dirent *entry;
@@ -293,7 +293,7 @@ static void *watch(void *argument)
             fprintf(stderr, "HANG: %s of process %d takes over %.0f s\n",
                     atomic_load(&dog->watched[i].operation), (int)dog->watched[i].pid,
                     (double)dog->limit_ns / 1e9);
-            print_stacks(dog->watched[i].pid);
+            process_print_stacks(dog->watched[i].pid);
             if (dog->at_hang)
                 dog->at_hang();
             fflush(NULL);

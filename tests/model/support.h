@@ -43,6 +43,9 @@ const char *mount_root(void);
 /* A /proc/PID of a process named mobulad? Guards against killing somebody else's. */
 bool process_is_daemon(pid_t pid);
 
+/* The kernel stacks of all threads of a process, to standard error (root only). */
+void process_print_stacks(pid_t pid);
+
 /* What is in the daemon's memory directory. */
 struct data_files {
     uint64_t filled; /* regular files with bytes in memory_dir/data */

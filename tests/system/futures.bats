@@ -10,17 +10,6 @@ pending() {
     path=$MNT/objects/$(result "$1")
 }
 
-# blocked_in_open PID: it sleeps in the kernel, waiting for the filesystem to answer.
-blocked_in_open() {
-    local stack
-    if stack=$(cat "/proc/$1/stack" 2>/dev/null) && [[ -n $stack ]]; then
-        [[ $stack == *fuse* ]]
-    else
-        # Only root may see the stack; anybody sees the system call: openat.
-        [[ $(cat "/proc/$1/syscall" 2>/dev/null) =~ ^(257|56)\  ]]
-    fi
-}
-
 @test "stat of a pending object returns at once: size 0, state pending" {
     pending stat-future
     equals "$(within 5 stat -c '%s %F' "$path")" "0 regular empty file"
@@ -43,7 +32,7 @@ blocked_in_open() {
 
 @test "cat of a pending object waits and gets the result" {
     pending cat-future
-    background bash -c 'cat "$1" >"$2"' - "$path" "$BATS_TEST_TMPDIR/out"
+    background bash -c 'exec cat "$1" >"$2"' - "$path" "$BATS_TEST_TMPDIR/out"
     local pid=$!
     open_gate cat-future "the result"
     wait "$pid"
@@ -90,9 +79,9 @@ blocked_in_open() {
 
 @test "a wait that ended leaves the others waiting" {
     pending others-future
-    background bash -c 'cat "$1" >"$2"' - "$path" "$BATS_TEST_TMPDIR/out"
+    background bash -c 'exec cat "$1" >"$2"' - "$path" "$BATS_TEST_TMPDIR/out"
     local pid=$!
-    wait_until blocked_in_open "$(pgrep -P "$pid" || echo "$pid")"
+    wait_until blocked_in_open "$pid"
     run timeout 0.1 cat "$path"
     equals "$status" 124
     open_gate others-future shared
@@ -136,7 +125,7 @@ three_hundred() {
 
 wait_for_three_hundred() { # WAY
     three_hundred "$1"
-    background bash -c 'pollmany "$1" 50 <"$2" >"$3"' - "$1" "$BATS_TEST_TMPDIR/paths" "$BATS_TEST_TMPDIR/out"
+    background bash -c 'exec pollmany "$1" 50 <"$2" >"$3"' - "$1" "$BATS_TEST_TMPDIR/paths" "$BATS_TEST_TMPDIR/out"
     local pid=$!
     wait_until grep -qs 'pending 300' "$BATS_TEST_TMPDIR/out"
     open_gate "$1-gate" seven77
@@ -157,7 +146,7 @@ wait_for_three_hundred() { # WAY
 @test "two thousand opens of one pending object wait at once, and all get the result" {
     pending crowd-future
     local threads
-    background bash -c 'openmany "$1" 2000 >"$2"' - "$path" "$BATS_TEST_TMPDIR/out"
+    background bash -c 'exec openmany "$1" 2000 >"$2"' - "$path" "$BATS_TEST_TMPDIR/out"
     local pid=$! daemon
     wait_until grep -qs started "$BATS_TEST_TMPDIR/out"
     # No thread each: the daemon goes on with a few.
@@ -176,7 +165,7 @@ wait_for_three_hundred() { # WAY
     gate crowd-gate
     drop crowd-fails '{"command": ["sh", "-c", "exit 3", {"object": "'"$(result crowd-gate)"'"}]}'
     path=$MNT/objects/$(result crowd-fails)
-    background bash -c 'openmany "$1" 2000 >"$2"' - "$path" "$BATS_TEST_TMPDIR/out"
+    background bash -c 'exec openmany "$1" 2000 >"$2"' - "$path" "$BATS_TEST_TMPDIR/out"
     local pid=$!
     wait_until grep -qs started "$BATS_TEST_TMPDIR/out"
     open_gate crowd-gate
@@ -215,7 +204,7 @@ wait_for_three_hundred() { # WAY
 @test "the result of a cancelled job is ECANCELED, for who waits and who comes later" {
     gate cancelled
     path=$MNT/objects/$(result cancelled)
-    background bash -c 'attempt open-read "$1" >"$2"' - "$path" "$BATS_TEST_TMPDIR/out"
+    background bash -c 'exec attempt open-read "$1" >"$2"' - "$path" "$BATS_TEST_TMPDIR/out"
     local pid=$!
     echo cancel >"$MNT/run/cancelled/ctl"
     wait "$pid" || true

@@ -211,6 +211,17 @@ pid_gone() {
     [[ ${stat:0:1} == Z ]]
 }
 
+# blocked_in_open PID: it sleeps in the kernel, waiting for the filesystem to answer.
+blocked_in_open() {
+    local stack
+    if stack=$(cat "/proc/$1/stack" 2>/dev/null) && [[ -n $stack ]]; then
+        [[ $stack == *fuse* ]]
+    else
+        # Only root may see the stack; anybody sees the system call: openat.
+        [[ $(cat "/proc/$1/syscall" 2>/dev/null) =~ ^(257|56)\  ]]
+    fi
+}
+
 # --- the mount ---
 
 is_mounted() { grep -q " $1 [^-]* - fuse.mobula " /proc/self/mountinfo; }
@@ -330,7 +341,9 @@ teardown_file() { stop_mount; }
 end_test() {
     local pid file mountpoint
     for pid in "${background_pids[@]}"; do
-        kill -KILL "$pid" 2>/dev/null || true
+        kill -KILL "$pid" 2>/dev/null || continue
+        # Collected here, so that the shell doesn't say "Killed" later.
+        if wait_until -t 2 pid_gone "$pid"; then wait "$pid" 2>/dev/null || true; fi
     done
     if [[ -n ${BATS_TEST_COMPLETED:-} ]]; then return 0; fi
     for file in "$MNT"/jobs/*/state; do

@@ -105,7 +105,9 @@ home path $(id -un)"
     ends missing failed
     equals "$(cat "$MNT/run/missing/exit_code")" 127
     matches "$(cat "$MNT/run/missing/error")" 'no-such-command-anywhere'
-    drop not-executable '{"command": ["/etc/hostname"]}'
+    echo text >"$BATS_FILE_TMPDIR/not-executable"
+    chmod 644 "$BATS_FILE_TMPDIR/not-executable"
+    drop not-executable '{"command": ["'"$BATS_FILE_TMPDIR/not-executable"'"]}'
     ends not-executable failed
     equals "$(cat "$MNT/run/not-executable/exit_code")" 126
 }
@@ -312,7 +314,7 @@ sleep 600'
     run timeout 0.2 cat "$MNT/run/exit-gate/exit_code"
     equals "$status" 124
     refused EAGAIN open-nonblock "$MNT/run/exit-gate/exit_code"
-    background bash -c 'cat "$1" >"$2"' - "$MNT/run/exit-gate/exit_code" "$BATS_TEST_TMPDIR/code"
+    background bash -c 'exec cat "$1" >"$2"' - "$MNT/run/exit-gate/exit_code" "$BATS_TEST_TMPDIR/code"
     local pid=$!
     background bash -c 'echo "$1" | pollmany poll 20 >"$2"' - "$MNT/run/exit-gate/exit_code" "$BATS_TEST_TMPDIR/poll"
     local poller=$!
@@ -330,7 +332,7 @@ sleep 600'
     exec {lines}>"$BATS_TEST_TMPDIR/lines"
     echo one >&"$lines"
     wait_until '[[ $(cat "$MNT/run/growing/stdout") == "got one" ]]'
-    background bash -c 'exec tail -n +1 -f "$1" >"$2" 2>/dev/null' - "$MNT/run/growing/stdout" "$BATS_TEST_TMPDIR/tail"
+    background bash -c 'exec tail -n +1 -f "$1" >"$2" 2>/dev/null' - "$MNT/run/growing/stdout" "$BATS_TEST_TMPDIR/tail" {lines}>&-
     wait_until grep -qs 'got one' "$BATS_TEST_TMPDIR/tail"
     echo two >&"$lines"
     wait_until grep -qs 'got two' "$BATS_TEST_TMPDIR/tail"
@@ -493,8 +495,9 @@ sleep 600'
     id=$(result forgotten)
     rm "$MNT/run/forgotten"
     equals "$(cat "$MNT/jobs/$job/state")" running
-    background bash -c 'cat "$1" >"$2"' - "$MNT/objects/$id" "$BATS_TEST_TMPDIR/out"
+    background bash -c 'exec cat "$1" >"$2"' - "$MNT/objects/$id" "$BATS_TEST_TMPDIR/out"
     local pid=$!
+    wait_until blocked_in_open "$pid"
     open_gate forgotten result
     wait "$pid"
     equals "$(cat "$BATS_TEST_TMPDIR/out")" result
@@ -596,7 +599,7 @@ rejected() {
     run cp "$BATS_TEST_TMPDIR/spec" "$MNT/run/cp-bad"
     [[ $status -ne 0 ]]
     matches "$output" 'Invalid argument'
-    run bash -c 'cat "$1" >"$2"' - "$BATS_TEST_TMPDIR/spec" "$MNT/run/cat-bad"
+    run bash -c 'exec cat "$1" >"$2"' - "$BATS_TEST_TMPDIR/spec" "$MNT/run/cat-bad"
     [[ $status -ne 0 ]]
     matches "$output" 'Invalid argument'
     equals "$(state cat-bad)" rejected

@@ -90,8 +90,9 @@ teardown() {
     local path
     gate waiting
     path=$MNT/objects/$(result waiting)
-    background bash -c 'cat "$1" >"$2"' - "$path" "$BATS_TEST_TMPDIR/out"
+    background bash -c 'exec cat "$1" >"$2"' - "$path" "$BATS_TEST_TMPDIR/out"
     local pid=$! round
+    wait_until blocked_in_open "$pid"
     background bash -c 'echo "$1" | pollmany poll 50 >"$2"' - "$path" "$BATS_TEST_TMPDIR/poll"
     local poller=$!
     wait_until grep -qs 'pending 1' "$BATS_TEST_TMPDIR/poll"
@@ -108,7 +109,7 @@ teardown() {
 
 @test "hundreds of waiting opens are answered by the next server" {
     gate hundreds
-    background bash -c 'openmany "$1" 500 >"$2"' - "$MNT/objects/$(result hundreds)" "$BATS_TEST_TMPDIR/out"
+    background bash -c 'exec openmany "$1" 500 >"$2"' - "$MNT/objects/$(result hundreds)" "$BATS_TEST_TMPDIR/out"
     local pid=$!
     wait_until grep -qs started "$BATS_TEST_TMPDIR/out"
     kill_server
@@ -286,10 +287,10 @@ teardown() {
 # --- the keeper dies as well ---
 
 @test "keeper and server killed together: up on the same state brings all of it back" {
-    local mnt=$ROOM/both-mnt state=$ROOM/both-state keeper server id memory
+    local mnt=$ROOM/both-mnt state=$ROOM/both-state keeper server id
     mkdir "$mnt"
     up "$mnt" "$state"
-    memory=$(sed -n 's/^memory_dir //p' "$mnt"/nodes/*/daemon)
+    sed -n 's/^memory_dir //p' "$mnt"/nodes/*/daemon >>"$ROOM/memory-dirs"
     mkdir "$mnt/staging/directory"
     echo inline >"$mnt/staging/directory/inline"
     bytes 3000000 >"$mnt/staging/large"
@@ -298,7 +299,6 @@ teardown() {
     id=$(basename "$(readlink "$mnt/staging/large")")
     keeper=$(sed -n 's/^keeper_pid //p' "$mnt"/nodes/*/daemon)
     server=$(sed -n 's/^pid //p' "$mnt"/nodes/*/daemon)
-    echo "$memory" >>"$ROOM/memory-dirs"
     kill -KILL "$keeper" "$server"
     wait_until pid_gone "$keeper"
     wait_until pid_gone "$server"

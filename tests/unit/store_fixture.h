@@ -3,12 +3,6 @@
 #ifndef MOBULA_TESTS_STORE_FIXTURE_H
 #define MOBULA_TESTS_STORE_FIXTURE_H
 
-#include <cmocka.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
 #include <dirent.h>
 #include <ftw.h>
 #include <stdio.h>
@@ -21,6 +15,7 @@
 #include "core/store/names.h"
 #include "core/store/staged.h"
 #include "core/store/store.h"
+#include "tests/unit/unit.h"
 
 struct fixture {
     char state_dir[64], memory_dir[64];

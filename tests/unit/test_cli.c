@@ -156,7 +156,7 @@ static char root[] = "/tmp/mobula-test-cli-XXXXXX";
 static int make_tree(void **state)
 {
     static const char *const directories[] = {"objects", "staging", "staging/d",
-                                              "run",     "jobs",    "jobs/" JOB};
+                                              "run",     "jobs",    ("jobs/" JOB)};
     static const char *const files[] = {"objects/" OBJECT, "objects/" RESULT, "staging/open"};
     static const char *const links[][2] = {{"../objects/" OBJECT, "staging/a"},
                                            {"../../objects/" OBJECT, "staging/d/b"},
@@ -214,7 +214,7 @@ static void names_ids_and_paths_find_the_same_object(void **state)
 
 static void a_job_stands_for_its_result(void **state)
 {
-    static const char *const texts[] = {JOB, "j", "run/j", "jobs/" JOB};
+    static const char *const texts[] = {JOB, "j", "run/j", ("jobs/" JOB)};
     struct cli_mount mount;
     struct cli_target target;
     struct mob_error err = {0};

@@ -432,6 +432,7 @@ static void no_leftover_can_write_to_an_output(void **state)
     snprintf(file, sizeof file, "%s/x", directory);
     cleanup_fd int writer = open(file, O_WRONLY | O_CLOEXEC);
     assert_true(writer >= 0);
+    mob_cleanup_file(&in); /* else opening it below would not wait for the job's cat */
     cleanup_fd int out = open(path, O_WRONLY | O_CLOEXEC);
     mob_cleanup_fd(&out);
     assert_int_equal(wait_end(fixture, &id), JOB_SUCCEEDED);

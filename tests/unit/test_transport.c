@@ -1,5 +1,6 @@
-/* The FUSE transport on a real mount, over io_uring and over /dev/fuse, and over the death of servers.
- * The test process is the keeper; servers are its children, with the filesystem of transport_testfs.h. */
+/* The FUSE transport on a real mount, over io_uring and over /dev/fuse, and over the death of
+ * servers. The test process is the keeper; servers are its children, with the filesystem of
+ * transport_testfs.h. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -303,8 +304,8 @@ static void *opener_thread(void *argument)
     return NULL;
 }
 
-/* A process whose threads open wait-0 .. wait-(count - 1), on `core` unless that is negative. (Not threads
- * of the test itself, which is to fork servers.) */
+/* A process whose threads open wait-0 .. wait-(count - 1), on `core` unless that is negative. (Not
+ * threads of the test itself, which is to fork servers.) */
 static pid_t start_openers(struct rig *rig, unsigned count, int core)
 {
     pid_t pid = fork();
@@ -610,7 +611,7 @@ static void a_mountpoint_that_is_missing_is_named(void **state)
 #define BOTH(test)                                                                                 \
     {#test " (ring)", test, set_up_ring, tear_down, NULL},                                         \
     {                                                                                              \
-        #test " (device)", test, set_up_device, tear_down, NULL                                    \
+#test " (device)", test, set_up_device, tear_down, NULL                                    \
     }
 
 /* True if the ring can be had; turns it on for the time of the test. */

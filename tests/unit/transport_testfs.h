@@ -282,8 +282,9 @@ static void testfs_open(fuse_req_t request, fuse_ino_t ino, struct fuse_file_inf
 {
     struct testfs *fs = testfs_of(request);
     uint64_t unique = transport_current_unique();
-    (void)info;
     testfs_begin(request);
+    if ((info->flags & O_TRUNC) && ino >= TESTFS_FILE && ino < TESTFS_PASS)
+        atomic_store(&fs->shared->files[ino - TESTFS_FILE].size, 0);
     if (ino >= TESTFS_WAIT && ino < TESTFS_RELEASE &&
         !atomic_load(&fs->shared->released[ino - TESTFS_WAIT])) {
         testfs_park(fs, request, (unsigned)ino - TESTFS_WAIT);
