@@ -176,8 +176,10 @@ static errint_t restart_server(struct keeper *keeper)
         if (pid == 0) {
             become_child(keeper);
             prctl(PR_SET_PDEATHSIG, SIGKILL);
-            if (getppid() == keeper_pid)
-                transport_refuse_session(keeper->connection_fd, keeper->session, NULL);
+            struct mob_error err = {0};
+            if (getppid() == keeper_pid &&
+                transport_refuse_session(keeper->connection_fd, keeper->session, &err))
+                mob_log_error("requests can't even be refused: %s", err.message);
             _exit(0);
         }
         keeper->server = pid;

@@ -56,6 +56,8 @@ void say(const char *format, ...)
     va_start(arguments, format);
     vsnprintf(line + length, LOG_LINE_BYTES - (size_t)length, format, arguments);
     va_end(arguments);
+    for (char *at = line; (at = strchr(at, '\n'));) /* of names */
+        *at = '?';
     if (model.verbose)
         fprintf(stderr, "%s\n", line);
 }

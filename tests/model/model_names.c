@@ -310,8 +310,8 @@ void op_rename(void)
     CHECK_CALL(rc, "rename to", short_path(to));
     if (target == node)
         return;
-    /* Two names of one object at one depth are one inode to the kernel, as hard links are: rename(2) of one
-     * over the other leaves both. */
+    /* Two names of one object at one depth are one inode to the kernel, as hard links are:
+     * rename(2) of one over the other leaves both. */
     if (target && !flags && node->kind == NODE_OBJECT && target->kind == NODE_OBJECT &&
         node->object == target->object && access(from, F_OK) == 0) {
         check_node(node);

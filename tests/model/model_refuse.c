@@ -13,10 +13,46 @@
 #include "core/base/id.h"
 #include "core/base/util.h"
 
-/* Opens to write what must not be written. A descriptor that comes all the same is not leaked. */
+/* Opens to write what must not be written; a descriptor that comes all the same fails the test. */
 static long open_refused(const char *path, int flags)
 {
     return open(path, flags | O_CLOEXEC, 0644);
+}
+
+/* A way in that must be closed: `path` is an object, `name` a link to one, `fresh` free. */
+static long try_refused(unsigned kind, const char *path, const char *name, const char *fresh)
+{
+    switch (kind) {
+    case 0:
+        return open_refused(path, O_WRONLY);
+    case 1:
+        return open_refused(path, O_RDWR);
+    case 2:
+        return open_refused(path, O_WRONLY | O_TRUNC);
+    case 3:
+        return truncate(path, 0);
+    case 4:
+        return unlink(path);
+    case 5:
+        return rename(path, fresh);
+    case 6:
+        return rename(name, path);
+    case 7:
+        return link(path, mount_object_path("0123456789012345678901234567890123456789"));
+    case 8:
+        return chmod(path, 0644);
+    case 9:
+        return setxattr(path, "user.test9", "x", 1, 0);
+    case 10:
+        return open_refused(mount_object_path("fresh"), O_WRONLY | O_CREAT);
+    case 11:
+        return mkdir(mount_object_path("fresh"), 0755);
+    case 12:
+        return open_refused(path, O_WRONLY | O_APPEND);
+    case 13:
+        return open_refused(name, O_WRONLY | O_CREAT);
+    }
+    return -1;
 }
 
 void op_refused_object(void)
@@ -25,7 +61,7 @@ void op_refused_object(void)
     const char *path, *name;
     char fresh[PATH_MAX];
     unsigned kind = (unsigned)dice_below(&model.dice, 14);
-    long rc = -1;
+    long rc;
     static const char *const what[] = {
         "open to write",
         "open to read and write",
@@ -50,50 +86,7 @@ void op_refused_object(void)
     snprintf(fresh, sizeof(fresh), "%s/staging/never", mount_root());
     say("must refuse: %s, %s", what[kind], object->id);
     errno = 0;
-    switch (kind) {
-    case 0:
-        rc = open_refused(path, O_WRONLY);
-        break;
-    case 1:
-        rc = open_refused(path, O_RDWR);
-        break;
-    case 2:
-        rc = open_refused(path, O_WRONLY | O_TRUNC);
-        break;
-    case 3:
-        rc = truncate(path, 0);
-        break;
-    case 4:
-        rc = unlink(path);
-        break;
-    case 5:
-        rc = rename(path, fresh);
-        break;
-    case 6:
-        rc = rename(name, path);
-        break;
-    case 7:
-        rc = link(path, mount_object_path("0123456789012345678901234567890123456789"));
-        break;
-    case 8:
-        rc = chmod(path, 0644);
-        break;
-    case 9:
-        rc = setxattr(path, "user.test9", "x", 1, 0);
-        break;
-    case 10:
-        rc = open_refused(mount_object_path("fresh"), O_WRONLY | O_CREAT);
-        break;
-    case 11:
-        rc = mkdir(mount_object_path("fresh"), 0755);
-        break;
-    case 12:
-        rc = open_refused(path, O_WRONLY | O_APPEND);
-        break;
-    case 13:
-        rc = open_refused(name, O_WRONLY | O_CREAT);
-        break;
-    }
+    rc = try_refused(kind, path, name, fresh);
     CHECK_REFUSED(rc, what[kind], object->id, EPERM, EROFS, EACCES, kind == 5 ? EXDEV : EPERM,
                   kind == 6 ? EXDEV : EPERM);
     CHECK_REFUSED(access(fresh, F_OK), "access", "staging/never", ENOENT);

@@ -14,7 +14,9 @@ m() { MOBULA=$MNT within 30 mobula "$@"; }
 exits() {
     local expected=$1
     shift
-    run "$@"
+    status=0
+    output=$("$@" 2>&1) || status=$?
+    mapfile -t lines <<<"$output"
     if [[ $status -ne $expected ]]; then
         printf '%s\nexpected status %s, got %s\n%s\n' "$*" "$expected" "$status" "$output"
         return 1
