@@ -38,8 +38,7 @@ errint_t fs_create(const struct fs_options *options, struct fs **out, struct mob
                                          &fs->backing)) ||
                    (error = waiting_open(&fs->waiting)) || (error = staging_open(&fs->staging)) ||
                    (error = slow_open(&fs->slow)) ||
-                   (error = notifier_open(fs->transport, session_generation(fs->session) > 0,
-                                          &fs->notifier))))
+                   (error = known_open(session_generation(fs->session) > 0, &fs->known))))
         mob_error_set(err, error, "the mount's tables can't be made: %s", strerror(-error));
     if (error) {
         fs_destroy(fs);
@@ -55,7 +54,7 @@ void fs_destroy(struct fs *fs)
         return;
     slow_close(fs->slow);
     staging_close(fs->staging);
-    notifier_close(fs->notifier);
+    known_close(fs->known);
     if (fs->transport)
         transport_destroy(fs->transport);
     waiting_close(fs->waiting);

@@ -20,7 +20,7 @@
 #include "fs/fs.h"
 #include "fs/handles.h"
 #include "fs/node.h"
-#include "fs/notify.h"
+#include "fs/known.h"
 #include "fs/transport.h"
 #include "fs/waiting.h"
 
@@ -52,7 +52,7 @@ struct fs {
     struct handles *handles;
     struct backing *backing;
     struct waiting *waiting;
-    struct notifier *notifier;
+    struct known *known;
     struct staging *staging;
     struct slow *slow;
     uint64_t started_ns;
@@ -151,6 +151,8 @@ void staging_settle(struct fs *fs, bool discard);
 /* Is the staged file closed by all its writers, its release on the way? Then commits it and returns true; the name
  * must be looked up again. With *wait set (without passthrough) the caller should wait for the release. */
 bool staging_finish_if_closed(struct fs *fs, uint64_t number, bool *wait);
+/* Finishes what is closed and waits for its release, so that a listing shows it (256 files at most). */
+void staging_finish_closed(struct fs *fs);
 /* Sees to it that look-ups which wait for a release do not wait for long. */
 void staging_start_timer(struct fs *fs);
 /* A look-up that waited for a release is answered (directory.c). */

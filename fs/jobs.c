@@ -59,8 +59,10 @@ void fs_job_changed(void *context, uint64_t number)
 void fs_job_gone(void *context, uint64_t number, const struct mob_id *id)
 {
     struct fs *fs = context;
-    if (fs->notifier && notifier_may_know(fs->notifier, node_id(NODE_JOB, 0, number)))
-        notifier_drop_name(fs->notifier, FIXED_JOBS, id);
+    uint64_t node = node_id(NODE_JOB, 0, number);
+    (void)id;
+    if (fs->known && known_may_have(fs->known, node))
+        (void)transport_invalidate_inode(fs->transport, node, -1, 0);
 }
 
 /* --- the directory --- */

@@ -19,23 +19,31 @@ static errint_t object_attributes(struct fs *fs, uint64_t node, struct stat *out
     out->st_nlink = info.links;
     if (ready)
         *timeout = TIMEOUT_FOREVER; /* fs_object_changed() tells the kernel of new links */
-    notifier_mark(fs->notifier, node);
+    known_mark(fs->known, node);
     return 0;
+}
+
+/* Drops the kernel's copy of an object's attributes. It takes no lock in the kernel that a request of
+ * ours may hold, so any thread may do it. */
+static void forget_attributes(struct fs *fs, uint64_t number)
+{
+    uint64_t node = node_id(NODE_OBJECT, 0, number);
+    if (fs->known && known_may_have(fs->known, node))
+        (void)transport_invalidate_inode(fs->transport, node, -1, 0);
 }
 
 void fs_object_changed(void *context, uint64_t number)
 {
-    struct fs *fs = context;
-    uint64_t node = node_id(NODE_OBJECT, 0, number);
-    if (fs->notifier && notifier_may_know(fs->notifier, node))
-        (void)transport_invalidate_inode(fs->transport, node, -1, 0);
+    forget_attributes(context, number);
 }
 
+/* The name stays in the kernel's cache, but leads nowhere: every use of it asks for attributes first, and gets
+ * ENOENT. Dropping the name itself (FUSE_NOTIFY_INVAL_ENTRY) would take the directory's lock, which a look-up may
+ * hold whose server has just been killed: then that server could never die (seen in the kill test). */
 void fs_object_freed(void *context, uint64_t number, const struct mob_id *id)
 {
-    struct fs *fs = context;
-    if (fs->notifier && notifier_may_know(fs->notifier, node_id(NODE_OBJECT, 0, number)))
-        notifier_drop_name(fs->notifier, FIXED_OBJECTS, id);
+    (void)id;
+    forget_attributes(context, number);
 }
 
 static int open_data_file(void *context, uint64_t file)

@@ -76,7 +76,7 @@ static void lookup_job(fuse_req_t request, const char *name)
         return;
     }
     uint64_t node = node_id(NODE_JOB, 0, info.number);
-    notifier_mark(fs->notifier, node);
+    known_mark(fs->known, node);
     reply_node(request, node, TIMEOUT_FOREVER);
 }
 
@@ -139,6 +139,8 @@ static void fixed_read(fuse_req_t request, uint64_t node, size_t bytes, uint64_t
 static errint_t list_objects(struct fs *fs, uint64_t offset, list_emit *emit, void *context)
 {
     enum { BATCH = 128 };
+    if (offset == 0)
+        staging_finish_closed(fs);
     struct object_info objects[BATCH];
     uint64_t cursors[BATCH];
     char name[MOB_ID_STRING_BYTES];
@@ -156,6 +158,8 @@ static errint_t list_objects(struct fs *fs, uint64_t offset, list_emit *emit, vo
 static errint_t list_jobs(struct fs *fs, uint64_t offset, list_emit *emit, void *context)
 {
     enum { BATCH = 64 };
+    if (offset == 0)
+        staging_finish_closed(fs);
     struct job_info jobs[BATCH];
     uint64_t cursors[BATCH];
     char name[MOB_ID_STRING_BYTES];

@@ -113,6 +113,8 @@ static errint_t count_open(struct fs *fs, uint64_t number, bool writes, bool fre
         return -ENOMEM;
     if (!fresh && (state->finishing || state->finished))
         return -ESTALE;
+    if (writes && !fresh && !state->unflushed)
+        staged_mark_closed(fs->store, number, false);
     state->opens++;
     state->unflushed += writes;
     return 0;
@@ -249,6 +251,23 @@ bool staging_finish_if_closed(struct fs *fs, uint64_t number, bool *wait)
     if (!closed || *wait || staged_has_writers(fs->store, number) > 0)
         return false;
     return finish(fs, number, false) == 0;
+}
+
+void staging_finish_closed(struct fs *fs)
+{
+    enum { BATCH = 256 };
+    uint64_t numbers[BATCH];
+    size_t count = 0;
+    pthread_mutex_lock(&fs->staging->mutex);
+    for (size_t i = 0; i < BUCKETS && count < BATCH; i++)
+        for (struct state *state = fs->staging->buckets[i]; state && count < BATCH;
+             state = state->next)
+            if (!state->unflushed && !state->finished)
+                numbers[count++] = state->number;
+    pthread_mutex_unlock(&fs->staging->mutex);
+    bool wait;
+    while (count-- > 0)
+        (void)staging_finish_if_closed(fs, numbers[count], &wait);
 }
 
 /* --- look-ups that wait for a release --- */
@@ -418,10 +437,25 @@ static void settle_released(void *argument, struct handle *handle, uint64_t fh)
         mob_log_warning("a closed staged file is committed at its next look-up");
 }
 
+/* What was closed when the whole mount died, its release still to come. */
+static void settle_closed(void *argument, const struct staged_info *info)
+{
+    struct fs *fs = argument;
+    if (info->opens || !info->closed || info->committed || info->unlinked)
+        return;
+    pthread_mutex_lock(&fs->staging->mutex);
+    struct state *state = state_get(fs->staging, info->number, true);
+    pthread_mutex_unlock(&fs->staging->mutex);
+    if (!state || finish(fs, info->number, true))
+        mob_log_warning("a file that was closed before the mount died can't be committed yet");
+}
+
 void staging_settle(struct fs *fs, bool discard)
 {
-    if (discard)
+    if (discard) {
         store_discard_unopened(fs->store);
+        staged_each(fs->store, settle_closed, fs);
+    }
     handles_each(fs->handles, settle_released, fs);
 }
 
@@ -449,10 +483,12 @@ static void mark_flushed(struct fs *fs, struct handle *handle, bool flushed)
         return;
     if (flushed) {
         handle->flags |= HANDLE_FLUSHED;
-        state->unflushed--;
+        if (--state->unflushed == 0)
+            staged_mark_closed(fs->store, state->number, true);
     } else {
         handle->flags &= ~(uint32_t)HANDLE_FLUSHED;
-        state->unflushed++;
+        if (state->unflushed++ == 0)
+            staged_mark_closed(fs->store, state->number, false);
     }
 }
 

@@ -15,8 +15,8 @@
 #include "fs/transport.h"
 
 enum {
-    TRANSPORT_DEFAULT_DEPTH = 8,
-    TRANSPORT_MAX_DEPTH = 64,
+    TRANSPORT_DEFAULT_DEPTH = 256, /* a burst of opens that park must find entries */
+    TRANSPORT_MAX_DEPTH = 1024,
     TRANSPORT_BACKGROUND = 64,
     TRANSPORT_WAKE_SIGNAL_OFFSET = 3, /* SIGRTMIN + this interrupts a thread's read(2) at stop */
 };

@@ -193,7 +193,7 @@ errint_t cli_mount_find(const struct cli *cli, struct cli_mount *out, struct mob
         return 0;
     error = -errno;
     cli_mount_close(out);
-    if (error == -ENOTCONN)
+    if (error == -ENOTCONN || error == -ECONNABORTED)
         return mob_error_set(err, error, "%s: its daemon is dead; 'mobula up %s' brings it back",
                              out->path, out->path);
     if (error == -EIO)

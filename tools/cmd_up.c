@@ -88,13 +88,19 @@ static const char *parse_options(struct cli *cli, int argc, char **argv, struct 
 
 /* --- the directory --- */
 
+/* ECONNABORTED is what a request gets that was under way when the last of the daemon went. */
+static bool is_stale(int code)
+{
+    return code == ENOTCONN || code == ECONNABORTED;
+}
+
 /* A mount whose daemon is dead is in the way: takes it away. Several may lie upon each other. */
 static int replace_stale(const struct cli *cli, const char *path)
 {
     struct statfs fs;
     struct mob_error err = {0};
     /* Not stat(2), which the kernel may answer by what it remembers. */
-    for (int layer = 0; layer < 16 && statfs(path, &fs) && errno == ENOTCONN; layer++) {
+    for (int layer = 0; layer < 16 && statfs(path, &fs) && is_stale(errno); layer++) {
         cli_note(cli, "%s: unmounted a stale mount, whose daemon is dead", path);
         if (cli_unmount_lazily(path, &err))
             return cli_report(cli, &err);

@@ -476,6 +476,7 @@ static struct staged *from_record(const struct staged_record *record, uint32_t s
     staged->version = record->version;
     staged->unlinked = record->flags & RECORD_UNLINKED;
     staged->committed = record->flags & RECORD_COMMITTED;
+    staged->closed = record->flags & RECORD_CLOSED;
     staged->object_number = record->object_number;
     memcpy(staged->id.bytes, record->id, MOB_ID_BYTES);
     return staged;

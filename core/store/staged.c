@@ -304,6 +304,7 @@ static void fill(struct staged *staged, const struct stat *known, struct staged_
         .number = staged->number,
         .parent = staged->parent,
         .root = staged->root,
+        .closed = staged->closed,
         .file = staged->file,
         .size = (uint64_t)known->st_size,
         .blocks = (uint64_t)known->st_blocks,
@@ -480,6 +481,17 @@ uint32_t staged_closed(struct store *store, uint64_t number)
     return 0;
 }
 
+void staged_mark_closed(struct store *store, uint64_t number, bool closed)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
+    struct staged *staged = find(store, number);
+    if (!staged || staged->closed == closed)
+        return;
+    staged->closed = closed;
+    if (records_write(&store->records, staged))
+        mob_log_warning("store: no room to note that a staged file was closed");
+}
+
 void staged_discard(struct store *store, uint64_t number)
 {
     store_write_lock(store);
@@ -500,6 +512,6 @@ void store_discard_unopened(struct store *store)
     struct staged_info info;
     cleanup_free uint64_t *numbers = all_numbers(store, &count);
     for (size_t i = 0; i < count; i++)
-        if (staged_info(store, numbers[i], &info) == 0 && !info.opens)
+        if (staged_info(store, numbers[i], &info) == 0 && !info.opens && !info.closed)
             staged_discard(store, numbers[i]);
 }

@@ -31,6 +31,7 @@ struct staged_info {
     gid_t gid;
     uint32_t opens;
     bool unlinked;
+    bool closed;    /* every writer has closed it: staged_mark_closed() */
     bool committed; /* already an object (or job): only its handles are left */
 };
 
@@ -54,6 +55,11 @@ MOB_MUST_CHECK errint_t staged_opened(struct store *store, uint64_t number);
 /* One less; returns how many are left. At 0 an unlinked or committed one is discarded by this call;
  * any other must be committed (or discarded) by the caller. */
 uint32_t staged_closed(struct store *store, uint64_t number);
+
+/* Notes in its record that every writer has closed it (or that one writes again), before the close is
+ * answered: if the mount itself dies before the commit, the next start commits it rather than discarding
+ * it. */
+void staged_mark_closed(struct store *store, uint64_t number, bool closed);
 
 /* A descriptor of the data file, owned by the store, valid until the staged file goes. With
  * passthrough it is read-only; register it itself with the kernel, since a file that is open

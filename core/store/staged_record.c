@@ -113,7 +113,8 @@ errint_t records_write(struct staged_records *records, struct staged *staged)
         .uid = staged->uid,
         .gid = staged->gid,
         .flags = (uint8_t)((staged->unlinked ? RECORD_UNLINKED : 0) |
-                           (staged->committed ? RECORD_COMMITTED : 0)),
+                           (staged->committed ? RECORD_COMMITTED : 0) |
+                           (staged->closed ? RECORD_CLOSED : 0)),
         .name_bytes = staged->name_bytes,
     };
     memcpy(record.id, staged->id.bytes, sizeof record.id);

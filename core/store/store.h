@@ -77,7 +77,7 @@ void store_close(struct store *store);
  */
 void store_collect(struct store *store);
 
-/* Discards staged files that no one holds open (fs has called staged_opened() for those it knows).
+/* Discards staged files that were never closed and that no one holds open (fs has called staged_opened() for those it knows).
  */
 void store_discard_unopened(struct store *store);
 
@@ -160,9 +160,9 @@ MOB_MUST_CHECK errint_t store_sha256(struct store *store, uint64_t number, char 
 MOB_MUST_CHECK errint_t store_refs(struct store *store, uint64_t number, char **text,
                                    size_t *bytes);
 
-/* Who holds the object, for people: a line each ("name staging/a/b", "object ID", "job ID",
- * "open files 3"). Walks names and objects: for inspection only. `job_lines` (may be NULL) is
- * called so that jobs can add theirs. Caller frees *text. */
+/* Who holds the object, for people: a line each ("name staging/a/b", "object ID", "staged file N",
+ * "jobs 2", "open files 3"). The store knows only how many links jobs have; they know which. Walks
+ * names and lists of IDs: for inspection only. Caller frees *text. */
 MOB_MUST_CHECK errint_t store_holders(struct store *store, uint64_t number, char **text);
 
 /* --- waiting --- */

@@ -131,6 +131,7 @@ struct staged {
     uint8_t name_bytes;
     bool named; /* in the table by name */
     bool unlinked, committed, gone;
+    bool closed; /* as staged_mark_closed() says */
     mode_t mode;
     uid_t uid;
     gid_t gid;
@@ -186,7 +187,7 @@ void staged_set_info(const struct staged *staged, struct name_info *out);
 
 /* --- staged_record.c: the file of records, mapped shared --- */
 
-enum { RECORD_UNLINKED = 1, RECORD_COMMITTED = 2 };
+enum { RECORD_UNLINKED = 1, RECORD_COMMITTED = 2, RECORD_CLOSED = 4 };
 
 struct staged_record {
     atomic_uint state;

@@ -55,7 +55,7 @@ setup_file() {
     for size in "${sizes[@]}"; do
         bytes "$size" 4711 >"$BATS_TEST_TMPDIR/source"
         cp "$BATS_TEST_TMPDIR/source" "$MNT/staging/cp-$size"
-        cp "$MNT/staging/cp-$size" "$BATS_TEST_TMPDIR/copy"
+        cp -f "$MNT/staging/cp-$size" "$BATS_TEST_TMPDIR/copy"
         same "$BATS_TEST_TMPDIR/source" "$BATS_TEST_TMPDIR/copy"
     done
 }

@@ -6,13 +6,16 @@
 #include <fcntl.h>
 #include <lmdb.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <sys/xattr.h>
 
 /* --- failures to order: these stand before the libraries' own --- */
 
-static int commit_failure;  /* of the next transaction */
+static enum { LIVE, DIE_BEFORE_COMMIT, DIE_AFTER_COMMIT } death; /* at the next transaction */
+static int commit_failure;                                       /* of the next transaction */
 static int pwrite_failure;  /* of the next pwrite that the store itself makes */
 static size_t pwrite_limit; /* non-zero: the next one is short */
 
@@ -21,6 +24,12 @@ int mdb_txn_commit(MDB_txn *txn)
     static int (*real)(MDB_txn * txn);
     if (!real)
         real = (int (*)(MDB_txn *))dlsym(RTLD_NEXT, "mdb_txn_commit");
+    if (death == DIE_BEFORE_COMMIT)
+        raise(SIGKILL);
+    if (death == DIE_AFTER_COMMIT) {
+        real(txn);
+        raise(SIGKILL);
+    }
     if (!commit_failure)
         return real(txn);
     int code = commit_failure;
@@ -659,6 +668,173 @@ static void what_cannot_be_freed_on_disk_is_tried_again(void **state)
     assert_int_equal(used(fixture->store), 0);
 }
 
+/* --- a server that dies at a given place --- */
+
+/* What each does runs in a server of its own, which is killed at its last transaction. */
+static void in_a_dying_server(struct fixture *fixture, int when, void (*act)(struct store *store))
+{
+    int status;
+    pid_t child = fork();
+    if (child == 0) {
+        if (store_open(&fixture->options, &fixture->store, NULL))
+            _exit(2);
+        store_discard_unopened(fixture->store);
+        store_collect(fixture->store);
+        fixture_put(fixture->store, NAMES_STAGING, "old", "old", 3);
+        uint64_t f = stage(fixture->store, "f");
+        if (staged_write(fixture->store, f, "new", 3, 0) != 3 ||
+            staged_xattr_set(fixture->store, f, "user.x", "1", 1, 0, NULL))
+            _exit(3);
+        death = when;
+        act(fixture->store);
+        _exit(4);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+    fixture_open(fixture);
+}
+
+static uint64_t number_of(struct store *store, const char *name)
+{
+    struct name_info info;
+    return names_find(store, NAMES_STAGING, name, &info) ? 0 : info.number;
+}
+
+static void act_commit(struct store *store)
+{
+    struct mob_id id;
+    (void)!staged_commit(store, number_of(store, "f"), &id, NULL, NULL);
+}
+
+static void act_rename_over_old(struct store *store)
+{
+    (void)!names_rename(store, NAMES_STAGING, "f", NAMES_STAGING, "old", 0, NULL, NULL);
+}
+
+static void act_rename_old_over(struct store *store)
+{
+    (void)!names_rename(store, NAMES_STAGING, "old", NAMES_STAGING, "f", 0, NULL, NULL);
+}
+
+static uint64_t only_staged;
+
+static void note_staged(void *argument, const struct staged_info *info)
+{
+    (void)argument;
+    only_staged = info->number;
+}
+
+static void check_text(struct store *store, const struct mob_id *id, const char *expected)
+{
+    char *content;
+    size_t bytes;
+    assert_int_equal(store_read_all(store, id, 10, &content, &bytes), 0);
+    assert_string_equal(content, expected);
+    free(content);
+}
+
+static void a_commit_cut_off_before_its_record_is_taken_for_done(void **state)
+{
+    struct fixture *fixture = *state;
+    fixture_close(fixture);
+    for (int open = 0; open < 2; open++) {
+        struct name_info name;
+        struct mob_id id;
+        uint64_t object;
+        char value[2];
+        in_a_dying_server(fixture, DIE_AFTER_COMMIT, act_commit);
+        struct store *store = fixture->store;
+        only_staged = 0;
+        staged_each(store, note_staged, NULL);
+        assert_int_not_equal(only_staged, 0);
+        if (open)
+            assert_int_equal(staged_opened(store, only_staged), 0);
+        store_discard_unopened(store);
+        store_collect(store);
+        assert_int_equal(names_find(store, NAMES_STAGING, "f", &name), 0);
+        assert_int_equal(name.type, NAME_OBJECT);
+        check_text(store, &name.target, "new");
+        assert_int_equal(store_xattr_get(store, name.number, "user.x", value, 2), 1);
+        if (open) {
+            assert_int_equal(staged_commit(store, only_staged, &id, &object, NULL), 0);
+            assert_memory_equal(&id, &name.target, sizeof id);
+            assert_int_equal(object, name.number);
+            assert_int_equal(staged_closed(store, only_staged), 0);
+        }
+        assert_int_equal(names_directory(store, NAMES_STAGING, &name), 0);
+        assert_int_equal(name.entries, 2);
+        assert_int_equal(names_unlink(store, NAMES_STAGING, "f", NULL, NULL), 0);
+        assert_int_equal(names_unlink(store, NAMES_STAGING, "old", NULL, NULL), 0);
+        fixture_close(fixture);
+    }
+}
+
+static void a_commit_cut_off_before_its_transaction_has_not_happened(void **state)
+{
+    struct fixture *fixture = *state;
+    fixture_close(fixture);
+    in_a_dying_server(fixture, DIE_BEFORE_COMMIT, act_commit);
+    struct store *store = fixture->store;
+    uint64_t f = number_of(store, "f");
+    struct mob_id id;
+    assert_int_equal(staged_opened(store, f), 0);
+    store_discard_unopened(store);
+    store_collect(store);
+    assert_int_equal(staged_closed(store, f), 0);
+    assert_int_equal(staged_commit(store, f, &id, NULL, NULL), 0);
+    check_text(store, &id, "new");
+}
+
+static void a_rename_of_a_staged_file_that_is_cut_off_is_completed(void **state)
+{
+    struct fixture *fixture = *state;
+    fixture_close(fixture);
+    for (int when = DIE_BEFORE_COMMIT; when <= DIE_AFTER_COMMIT; when++) {
+        struct name_info name;
+        struct store_usage usage;
+        struct mob_id id;
+        in_a_dying_server(fixture, when, act_rename_over_old);
+        struct store *store = fixture->store;
+        assert_int_equal(number_of(store, "f"), 0);
+        assert_int_equal(names_find(store, NAMES_STAGING, "old", &name), 0);
+        assert_int_equal(name.type, NAME_STAGED);
+        assert_int_equal(staged_opened(store, name.number), 0);
+        store_discard_unopened(store);
+        store_collect(store);
+        assert_int_equal(staged_closed(store, name.number), 0);
+        assert_int_equal(staged_commit(store, name.number, &id, NULL, NULL), 0);
+        check_text(store, &id, "new");
+        store_usage(store, &usage);
+        assert_int_equal(usage.objects_ready, 1);
+        assert_int_equal(usage.names, 1);
+        assert_int_equal(names_directory(store, NAMES_STAGING, &name), 0);
+        assert_int_equal(name.entries, 1);
+        assert_int_equal(names_unlink(store, NAMES_STAGING, "old", NULL, NULL), 0);
+        fixture_close(fixture);
+    }
+}
+
+static void a_rename_over_a_staged_file_that_is_cut_off_loses_no_object(void **state)
+{
+    struct fixture *fixture = *state;
+    fixture_close(fixture);
+    for (int when = DIE_BEFORE_COMMIT; when <= DIE_AFTER_COMMIT; when++) {
+        const char *left = when == DIE_BEFORE_COMMIT ? "old" : "f";
+        struct name_info name;
+        in_a_dying_server(fixture, when, act_rename_old_over);
+        struct store *store = fixture->store;
+        store_discard_unopened(store);
+        store_collect(store);
+        assert_int_equal(names_find(store, NAMES_STAGING, left, &name), 0);
+        assert_int_equal(name.type, NAME_OBJECT);
+        check_text(store, &name.target, "old");
+        assert_int_equal(names_directory(store, NAMES_STAGING, &name), 0);
+        assert_int_equal(name.entries, 1);
+        assert_int_equal(names_unlink(store, NAMES_STAGING, left, NULL, NULL), 0);
+        fixture_close(fixture);
+    }
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, fixture_setup, fixture_teardown)
 #define TEST_PASSTHROUGH(function)                                                                 \
     cmocka_unit_test_setup_teardown(function, fixture_setup_passthrough, fixture_teardown)
@@ -686,6 +862,11 @@ int main(void)
         TEST(a_failed_transaction_changes_nothing),
         TEST(a_failed_rename_changes_nothing),
         TEST(what_cannot_be_freed_on_disk_is_tried_again),
+        TEST(a_commit_cut_off_before_its_record_is_taken_for_done),
+        TEST_PASSTHROUGH(a_commit_cut_off_before_its_record_is_taken_for_done),
+        TEST(a_commit_cut_off_before_its_transaction_has_not_happened),
+        TEST(a_rename_of_a_staged_file_that_is_cut_off_is_completed),
+        TEST(a_rename_over_a_staged_file_that_is_cut_off_loses_no_object),
     };
     return cmocka_run_group_tests_name("staged", tests, NULL, NULL);
 }
