@@ -394,6 +394,10 @@ static errint_t link_attributes(struct fs *fs, uint64_t node, struct stat *out, 
         return error;
     size_t length = 3 * (size_t)node_auxiliary(node) + strlen("objects/") + MOB_ID_DIGITS;
     stat_fill(out, node, S_IFLNK | 0777, info.uid, info.gid, length, info.mtime_ns);
+    /* A link keeps the inode number of the file that it was: tar looks whether the file that it made is
+     * still the same before it replaces it. */
+    if (info.staged)
+        out->st_ino = node_id(NODE_STAGED, 0, info.staged);
     *timeout = TIMEOUT_FOREVER;
     return 0;
 }

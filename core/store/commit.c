@@ -138,6 +138,7 @@ static errint_t take_name(struct commit *commit, struct name_record *name)
     const struct staged *staged = commit->staged;
     if (staged->gone || staged->unlinked)
         return -ENOENT;
+    commit->object.staged = staged->number;
     commit->object.mode = staged->mode & 0555;
     commit->object.uid = staged->uid;
     commit->object.gid = staged->gid;

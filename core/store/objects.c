@@ -14,6 +14,7 @@ void object_to_info(const struct object *object, struct object_info *out)
         .size = object->size,
         .mtime_ns = object->mtime_ns,
         .file = object->file,
+        .staged = object->staged,
         .links = object->links,
         .opens = object->opens,
         .uid = object->uid,

@@ -290,6 +290,16 @@ static errint_t load_directory(struct recovery *it, uint64_t parent, uint64_t ke
     return 0;
 }
 
+static void note_staged(struct store *store, uint64_t number, uint64_t staged)
+{
+    struct table_shard *shard;
+    struct object *object = table_lock_number(&store->table, number, &shard);
+    if (!object)
+        return;
+    object->staged = staged;
+    table_unlock(shard);
+}
+
 static errint_t each_name(void *argument, const MDB_val *key, const MDB_val *value)
 {
     struct recovery *it = argument;
@@ -314,7 +324,11 @@ static errint_t each_name(void *argument, const MDB_val *key, const MDB_val *val
     }
     if (record.type == NAME_DIRECTORY)
         return load_directory(it, parent, position, &record);
-    return record.type == NAME_OBJECT ? object_link_or_note(store, &record.target) : 0;
+    if (record.type != NAME_OBJECT)
+        return 0;
+    if (record.staged)
+        note_staged(store, record.number, record.staged);
+    return object_link_or_note(store, &record.target);
 }
 
 static errint_t make_root(struct store *store, uint64_t number, const char *name)

@@ -512,6 +512,8 @@ void store_discard_unopened(struct store *store)
     struct staged_info info;
     cleanup_free uint64_t *numbers = all_numbers(store, &count);
     for (size_t i = 0; i < count; i++)
-        if (staged_info(store, numbers[i], &info) == 0 && !info.opens && !info.closed)
+        /* One that was closed is to be committed yet, unless it has been or has lost its name. */
+        if (staged_info(store, numbers[i], &info) == 0 && !info.opens &&
+            (!info.closed || info.committed || info.unlinked))
             staged_discard(store, numbers[i]);
 }

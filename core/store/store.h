@@ -77,8 +77,8 @@ void store_close(struct store *store);
  */
 void store_collect(struct store *store);
 
-/* Discards staged files that were never closed and that no one holds open (fs has called staged_opened() for those it knows).
- */
+/* Discards staged files that no one holds open (fs has called staged_opened() for those it knows),
+ * but not those that are to be committed by what staged_mark_closed() noted. */
 void store_discard_unopened(struct store *store);
 
 /* A new number. -EIO or -ENOSPC when the counter can't be written. */
@@ -95,6 +95,7 @@ struct object_info {
     uint64_t size;
     uint64_t mtime_ns; /* commit time, CLOCK_REALTIME; creation time while pending */
     uint64_t file;     /* data file (memory tier), else 0 */
+    uint64_t staged;   /* number of the staged file it was committed from; 0: a job's output */
     uint32_t links;    /* names + jobs + containing objects */
     uint32_t opens;
     uid_t uid;

@@ -51,6 +51,7 @@ enum {
 
 struct object {
     uint64_t number, size, mtime_ns, file;
+    uint64_t staged; /* the staged file it was committed from, or 0 */
     union {
         struct waiter *waiters;  /* pending */
         struct failure *failure; /* failed */

@@ -769,6 +769,36 @@ static void a_commit_cut_off_before_its_record_is_taken_for_done(void **state)
     }
 }
 
+static void act_close_and_commit(struct store *store)
+{
+    staged_mark_closed(store, number_of(store, "f"), true);
+    act_commit(store);
+}
+
+static void a_closed_file_waits_for_its_commit_but_a_committed_one_for_nothing(void **state)
+{
+    struct fixture *fixture = *state;
+    struct store_usage usage;
+    struct mob_id id;
+    fixture_close(fixture);
+    in_a_dying_server(fixture, DIE_BEFORE_COMMIT, act_close_and_commit);
+    uint64_t f = number_of(fixture->store, "f");
+    assert_true(info_of(fixture->store, f).closed);
+    store_discard_unopened(fixture->store);
+    assert_int_equal(staged_commit(fixture->store, f, &id, NULL, NULL), 0);
+    store_collect(fixture->store);
+    check_text(fixture->store, &id, "new");
+    assert_int_equal(names_unlink(fixture->store, NAMES_STAGING, "f", NULL, NULL), 0);
+    assert_int_equal(names_unlink(fixture->store, NAMES_STAGING, "old", NULL, NULL), 0);
+    fixture_close(fixture);
+    in_a_dying_server(fixture, DIE_AFTER_COMMIT, act_close_and_commit);
+    store_discard_unopened(fixture->store);
+    store_usage(fixture->store, &usage);
+    assert_int_equal(usage.staged, 0);
+    assert_int_equal(usage.memory_used_bytes, 0);
+    assert_int_equal(usage.objects_ready, 2);
+}
+
 static void a_commit_cut_off_before_its_transaction_has_not_happened(void **state)
 {
     struct fixture *fixture = *state;
@@ -865,6 +895,7 @@ int main(void)
         TEST(a_commit_cut_off_before_its_record_is_taken_for_done),
         TEST_PASSTHROUGH(a_commit_cut_off_before_its_record_is_taken_for_done),
         TEST(a_commit_cut_off_before_its_transaction_has_not_happened),
+        TEST(a_closed_file_waits_for_its_commit_but_a_committed_one_for_nothing),
         TEST(a_rename_of_a_staged_file_that_is_cut_off_is_completed),
         TEST(a_rename_over_a_staged_file_that_is_cut_off_loses_no_object),
     };
