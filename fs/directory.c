@@ -145,6 +145,8 @@ static errint_t directory_list(struct fs *fs, uint64_t node, uint64_t offset, li
         [NAME_JOB] = S_IFLNK,       [NAME_SYMLINK] = S_IFLNK,
     };
     enum { BATCH = 64 };
+    if (offset == 0) /* what has been closed is listed as what it is now */
+        staging_finish_closed(fs);
     struct name_entry *entries = malloc(sizeof *entries * BATCH);
     if (!entries)
         return -ENOMEM;

@@ -24,7 +24,7 @@ fi
 PATH="$MOBULA_BIN:$MOBULA_TEST_HELPERS:$PATH"
 LC_ALL=C.UTF-8
 export MOBULA_BIN MOBULA_TEST_HELPERS MOBULA_TEST_SLOW MOBULA_TEST_TRANSPORT PATH LC_ALL
-export BATS_TEST_TIMEOUT="${BATS_TEST_TIMEOUT:-$((60 * MOBULA_TEST_SLOW))}"
+export BATS_TEST_TIMEOUT="${BATS_TEST_TIMEOUT:-$((40 * MOBULA_TEST_SLOW))}"
 unset MOBULA MOBULA_JOB
 
 background_pids=()
@@ -236,8 +236,25 @@ up() {
 
 # remember_daemon [MNT]: notes the daemon's processes and its memory, so that leftovers are found.
 remember_daemon() {
-    sed -n -E 's/^(keeper_)?pid //p' "${1:-$MNT}"/nodes/*/daemon >>"$ROOM/pids"
-    sed -n 's/^memory_dir //p' "${1:-$MNT}"/nodes/*/daemon >>"$ROOM/memory-dirs"
+    local text
+    text=$(within 10 bash -c 'cat "$1"/nodes/*/daemon' - "${1:-$MNT}")
+    sed -n -E 's/^(keeper_)?pid //p' <<<"$text" >>"$ROOM/pids"
+    sed -n 's/^memory_dir //p' <<<"$text" >>"$ROOM/memory-dirs"
+}
+
+# bats' own time limit can't end a shell that hangs in the mount. When no test has ended for longer
+# than that, this ends the daemons of this room, so that whatever waits for them gets an error.
+watch_over_room() {
+    local pid limit=$((BATS_TEST_TIMEOUT + 20))
+    while sleep 1 && [[ -e $ROOM/alive ]]; do
+        if (($(date +%s) - $(stat -c %Y "$ROOM/alive") > limit)); then
+            echo "a test hung for $limit s: the daemons were killed" >"$ROOM/hung"
+            for pid in $(pgrep -f "mobulad $ROOM/"); do
+                kill -KILL "$pid"
+            done
+            return
+        fi
+    done
 }
 
 # Called by each file's setup_file: makes a room under /tmp and a mount in it.
@@ -249,6 +266,8 @@ start_mount() {
     chmod 755 "$ROOM"
     mkdir "$MNT"
     head -c 8M /dev/urandom >"$ROOM/random"
+    touch "$ROOM/alive"
+    watch_over_room </dev/null >/dev/null 2>&1 3>&- 4>&- &
     local program
     for program in attempt writespec mapwriter mapreader pollmany openmany readways scatter; do
         if [[ ! -x $MOBULA_TEST_HELPERS/$program ]]; then
@@ -301,6 +320,11 @@ leftovers() {
 stop_mount() {
     local status=0 pid mountpoint
     if [[ -z ${ROOM:-} || ! -d $ROOM ]]; then return 1; fi
+    rm -f "$ROOM/alive"
+    if [[ -e $ROOM/hung ]]; then
+        cat "$ROOM/hung"
+        status=1
+    fi
     if is_mounted "$MNT"; then
         remember_daemon || status=1
         if ! within 40 mobula down "$MNT" --timeout 10; then
@@ -339,23 +363,23 @@ teardown_file() { stop_mount; }
 
 # Ends what a test left running: its background processes, and (if it failed) its jobs and mounts.
 end_test() {
-    local pid file mountpoint
+    local pid mountpoint
+    touch "$ROOM/alive"
     for pid in "${background_pids[@]}"; do
         kill -KILL "$pid" 2>/dev/null || continue
         # Collected here, so that the shell doesn't say "Killed" later.
         if wait_until -t 2 pid_gone "$pid"; then wait "$pid" 2>/dev/null || true; fi
     done
     if [[ -n ${BATS_TEST_COMPLETED:-} ]]; then return 0; fi
-    for file in "$MNT"/jobs/*/state; do
-        if grep -qE 'queued|running|fetching' "$file" 2>/dev/null; then
-            within 5 bash -c 'echo cancel >"$1"' - "${file%state}ctl" || true
-        fi
-    done
+    within 10 bash -c 'for state in "$1"/jobs/*/state; do
+            if grep -qE "queued|running|fetching" "$state"; then echo cancel >"${state%state}ctl"; fi
+        done' - "$MNT" 2>/dev/null || true
     while read -r mountpoint; do
         if [[ $mountpoint != "$MNT" ]]; then
             within 10 mobula down "$mountpoint" --force || true
         fi
-    done < <(awk -v room="$ROOM/" 'index($5, room) == 1 && / - fuse.mobula /{print $5}' /proc/self/mountinfo)
+    done < <(awk -v room="$ROOM/" 'index($5, room) == 1 && / - fuse.mobula /{print $5}' \
+        /proc/self/mountinfo)
 }
 
 teardown() { end_test; }
