@@ -48,6 +48,13 @@ errint_t fs_create(const struct fs_options *options, struct fs **out, struct mob
     return 0;
 }
 
+void fs_detach(struct fs *fs)
+{
+    slow_close(fs->slow);
+    staging_stop(fs->staging);
+    fs->slow = NULL;
+}
+
 void fs_destroy(struct fs *fs)
 {
     if (!fs)

@@ -57,6 +57,9 @@ MOB_MUST_CHECK errint_t fs_attach(struct fs *fs, struct store *store, struct job
 /* Serves until the mount goes or fs_stop(). Blocks. */
 MOB_MUST_CHECK errint_t fs_serve(struct fs *fs, struct mob_error *err);
 
+/* After fs_serve(): ends the threads that call the store, so that it can be closed. */
+void fs_detach(struct fs *fs);
+
 /* From any thread and from signal handlers. */
 void fs_stop(struct fs *fs);
 

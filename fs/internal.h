@@ -140,6 +140,8 @@ void object_poll_again(struct fs *fs, uint64_t fh, struct handle *handle);
 
 /* --- staging.c --- */
 MOB_MUST_CHECK errint_t staging_open(struct staging **out);
+/* Ends its thread; what was to be tried again is marked as closed, and is for the next server. */
+void staging_stop(struct staging *staging);
 void staging_close(struct staging *staging);
 /* The file system calls of directories that staged files take part in. */
 void staging_create(fuse_req_t request, uint64_t parent, const char *name, mode_t mode,

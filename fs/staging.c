@@ -12,7 +12,7 @@
 
 #define BUCKETS 4096u
 #define SPEC_LIMIT_BYTES (16u << 20)
-#define RELEASE_TICK_NS 5000000
+#define RELEASE_TICK_NS 2000000
 /* The kernel sees every change of a staged file's size itself; what it may miss for so long are the times of a mapping's writes. */
 #define ATTRIBUTE_SECONDS 1.0
 
@@ -35,6 +35,8 @@ struct staging {
     pthread_cond_t tick;
     bool stop;
     struct jobs *jobs;
+    uint64_t *retries; /* closed files to be tried again at the next tick */
+    size_t retry_count, retry_capacity;
     struct fs *timer_fs; /* set once somebody waits for a release */
 };
 
@@ -58,20 +60,28 @@ errint_t staging_open(struct staging **out)
     return 0;
 }
 
+void staging_stop(struct staging *staging)
+{
+    pthread_mutex_lock(&staging->mutex);
+    bool stopped = staging->stop;
+    staging->stop = true;
+    pthread_cond_signal(&staging->tick);
+    pthread_mutex_unlock(&staging->mutex);
+    if (!stopped)
+        pthread_join(staging->timer, NULL);
+}
+
 void staging_close(struct staging *staging)
 {
     if (!staging)
         return;
-    pthread_mutex_lock(&staging->mutex);
-    staging->stop = true;
-    pthread_cond_signal(&staging->tick);
-    pthread_mutex_unlock(&staging->mutex);
-    pthread_join(staging->timer, NULL);
+    staging_stop(staging);
     for (size_t i = 0; i < BUCKETS; i++)
         for (struct state *state = staging->buckets[i], *next; state; state = next) {
             next = state->next;
             free(state); /* what it holds goes with the jobs */
         }
+    free(staging->retries);
     pthread_cond_destroy(&staging->tick);
     pthread_cond_destroy(&staging->changed);
     pthread_mutex_destroy(&staging->mutex);
@@ -270,6 +280,49 @@ void staging_finish_closed(struct fs *fs)
         (void)staging_finish_if_closed(fs, numbers[count], &wait);
 }
 
+/* --- files that are closed but still seem to be written ---
+ *
+ * Mostly it is only that the kernel has put off the last fput of the writer, whose close has told us already:
+ * in a moment it is done. What is still written then is mapped, and is watched until the mapping goes. */
+
+/* False: out of memory. */
+static bool retry_soon(struct fs *fs, uint64_t number)
+{
+    struct staging *staging = fs->staging;
+    cleanup_lock pthread_mutex_t *held = mob_lock(&staging->mutex);
+    if (staging->retry_count == staging->retry_capacity) {
+        size_t capacity = staging->retry_capacity ? staging->retry_capacity * 2 : 256;
+        uint64_t *larger = realloc(staging->retries, capacity * sizeof *larger);
+        if (!larger)
+            return false;
+        staging->retries = larger;
+        staging->retry_capacity = capacity;
+    }
+    staging->retries[staging->retry_count++] = number;
+    if (!staging->timer_fs) {
+        staging->timer_fs = fs;
+        pthread_cond_signal(&staging->tick);
+    }
+    return true;
+}
+
+/* On the timer's thread. */
+static void retry_all(struct fs *fs)
+{
+    struct staging *staging = fs->staging;
+    pthread_mutex_lock(&staging->mutex);
+    uint64_t *numbers = staging->retries;
+    size_t count = staging->retry_count;
+    staging->retries = NULL;
+    staging->retry_count = staging->retry_capacity = 0;
+    pthread_mutex_unlock(&staging->mutex);
+    for (size_t i = 0; i < count; i++)
+        if (finish(fs, numbers[i], true) == -EBUSY &&
+            staged_when_unwritten(fs->store, numbers[i], unwritten, fs))
+            mob_log_warning("a closed staged file is committed at its next look-up");
+    free(numbers);
+}
+
 /* --- look-ups that wait for a release --- */
 
 static void *timer_main(void *argument)
@@ -292,8 +345,9 @@ static void *timer_main(void *argument)
         struct parked parked;
         while (waiting_take_for(fs->waiting, WAITING_RELEASE, 0, mob_monotonic_ns(), &parked))
             directory_lookup_continue(&parked);
+        retry_all(fs);
         pthread_mutex_lock(&staging->mutex);
-        if (waiting_count(fs->waiting) == 0)
+        if (!staging->retry_count && !waiting_has(fs->waiting, WAITING_RELEASE))
             staging->timer_fs = NULL;
     }
     pthread_mutex_unlock(&staging->mutex);
@@ -579,10 +633,10 @@ static bool staged_release(struct fs *fs, uint64_t node, struct handle *handle, 
     if (!last || finished)
         return true;
     errint_t error = finish(fs, number, true);
-    if (error == -EBUSY) { /* mapped still, or an fput that the kernel has put off */
+    if (error == -EBUSY) {
         handle->flags |= HANDLE_RELEASED;
         handle->backing_id = 0;
-        if (!staged_when_unwritten(fs->store, number, unwritten, fs))
+        if (retry_soon(fs, number))
             return false; /* finish() frees the handle */
     }
     cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);

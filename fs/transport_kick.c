@@ -11,6 +11,10 @@
  * it knows, the kernel sends a NOTIFY_REPLY to the queue of the core that we run on. Like any
  * request, the spare stays in its slot when the server is killed, and is the successor's.
  *
+ * A spare's answer fetches one request. If that parks too, another spare is needed, and so on:
+ * while requests may wait, the queue's thread doesn't sleep but gets spares, a handful at a time,
+ * and answers them, until the kernel had nothing to give for one.
+ *
  * A parked open is of a file that the kernel knows, so entries that ran out for parked opens can
  * always be helped. A successor may find neither spare nor file (nothing had been opened yet, or it
  * was removed since): then a process of its own asks the mount something on the core in question.
@@ -60,11 +64,15 @@ void ring_note_file(struct ring_queue *queue, uint64_t nodeid)
 void ring_keep_spare(struct ring_entry *entry)
 {
     struct ring_queue *queue = entry->queue;
-    queue->retrieving = false;
-    if (queue->spare)
+    if (queue->retrieving > 0)
+        queue->retrieving--; /* a predecessor's wasn't counted */
+    unsigned held = atomic_load_explicit(&queue->spares_held, memory_order_relaxed);
+    if (held >= (queue->starved ? RING_SPARES : 1)) {
         ring_reply_empty(entry, 0);
-    else
-        queue->spare = entry;
+        return;
+    }
+    queue->spares[held] = entry;
+    atomic_store_explicit(&queue->spares_held, held + 1, memory_order_relaxed);
 }
 
 static errint_t retrieve(struct ring_queue *queue, uint64_t nodeid)
@@ -109,7 +117,7 @@ static bool ask_for_spare(struct ring_queue *queue)
     uint64_t noted =
         atomic_load_explicit(&ring->transport->session->files_noted, memory_order_relaxed);
     if (ask_with_files(queue, noted)) {
-        queue->retrieving = true;
+        queue->retrieving++;
         return true;
     }
     atomic_store(&queue->wants_file, true);
@@ -117,30 +125,59 @@ static bool ask_for_spare(struct ring_queue *queue)
     return false;
 }
 
-bool ring_kick(struct ring_queue *queue)
+/* Each has the kernel give its entry one of the requests that wait, if any. */
+static void answer_spares(struct ring_queue *queue)
 {
-    if (!queue->spare) {
-        if (queue->retrieving)
-            return false;
-        return ask_for_spare(queue) && queue->starved;
+    unsigned held = atomic_load_explicit(&queue->spares_held, memory_order_relaxed);
+    queue->starved = false; /* until we see that one waited */
+    for (unsigned i = 0; i < held; i++) {
+        queue->spares[i]->kick_round = queue->kick_round;
+        ring_reply_empty(queue->spares[i], 0);
     }
-    if (!queue->starved)
-        return false;
-    queue->kicked = queue->spare;
-    queue->spare = NULL;
-    ring_reply_empty(queue->kicked, 0);
-    return true;
+    atomic_store_explicit(&queue->spares_held, 0, memory_order_relaxed);
 }
 
-/* The commit has been submitted, which is when the kernel looks, and what came of it has been
- * handled. Requests for this queue are made on this core, where nobody else ran meanwhile: if the
- * entry got none, none waits. */
+bool ring_kick(struct ring_queue *queue)
+{
+    unsigned held = atomic_load_explicit(&queue->spares_held, memory_order_relaxed);
+    if (!queue->starved) {
+        if (held == 0 && queue->retrieving == 0)
+            (void)ask_for_spare(queue);
+        return false;
+    }
+    if (held > 0) {
+        answer_spares(queue);
+        return true;
+    }
+    /* A spare goes to a free entry at once, whatever else waits; but if there's none, it waits
+     * behind all others. So new entries must have been submitted. */
+    ring_submit(queue);
+    unsigned room = atomic_load_explicit(&queue->available, memory_order_relaxed);
+    unsigned asked = 0; /* no room: no slots are left, and the next reply's commit helps */
+    while (asked < room && asked < RING_SPARES && queue->retrieving < RING_RETRIEVES &&
+           ask_for_spare(queue))
+        asked++;
+    return asked > 0;
+}
+
+/* What was submitted before has been handled: from here on, a request in a kicked entry may be a
+ * new one. */
 void ring_after_kick(struct ring_queue *queue)
 {
-    if (!queue->kicked)
-        return;
-    queue->kicked = NULL;
-    queue->starved = false;
+    queue->kick_round++;
+}
+
+void ring_note_completion(struct ring_entry *entry)
+{
+    struct ring_queue *queue = entry->queue;
+    /* Requests wait from when the kernel had no entry left. Entries that it was given since we last
+     * saw all that it had dispatched may have come too late, so they don't count. The slack is for
+     * requests that are between taking an entry and telling us. */
+    int available = (int)atomic_load_explicit(&queue->available, memory_order_relaxed);
+    if (available - (int)queue->unsettled <= (int)queue->depth / 8)
+        queue->starved = true;
+    if (entry->kick_round == queue->kick_round)
+        queue->starved = true; /* there was one waiting: there may be more */
 }
 
 /* --- from outside --- */

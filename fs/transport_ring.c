@@ -26,6 +26,8 @@ enum {
     FIXED_WAKE = 1,
     MAX_RETRIES = 5000,
     PATIENT_AFTER_RETRIES = 16,
+    STARVED_WAIT_NS = 50000000,
+    LOCAL_WORK_BATCH = 8,
 };
 
 /* Entries have their slot's number. */
@@ -57,6 +59,12 @@ static void submit(struct ring_queue *queue, unsigned wait_for)
         mob_log_error("queue %u: io_uring_enter: %s", queue->index, strerror(-result));
         queue->ended = true;
     }
+}
+
+void ring_submit(struct ring_queue *queue)
+{
+    if (io_uring_sq_ready(&queue->uring) > 0)
+        submit(queue, 0);
 }
 
 static struct io_uring_sqe *next_sqe(struct ring_queue *queue)
@@ -93,6 +101,7 @@ void ring_command(struct ring_entry *entry, uint32_t command)
         queue->commits[queue->commit_count++] = (struct ring_commit){entry->slot, id};
     }
     entry->command = command;
+    queue->unsettled++;
     atomic_fetch_add_explicit(&queue->available, 1, memory_order_relaxed);
 }
 
@@ -311,10 +320,8 @@ static void on_completion(struct ring_queue *queue, uint64_t user_data, int resu
     if (user_data == SENTINEL_USER_DATA)
         return; /* we are stopping */
     struct ring_entry *entry = &queue->ring->entries[user_data];
-    if (atomic_fetch_sub_explicit(&queue->available, 1, memory_order_relaxed) == 1)
-        queue->starved = true;
-    if (entry == queue->kicked)
-        queue->kicked = NULL; /* there was one waiting: there may be more */
+    atomic_fetch_sub_explicit(&queue->available, 1, memory_order_relaxed);
+    ring_note_completion(entry);
     if (result < 0) {
         on_error(entry, result);
         return;
@@ -323,16 +330,29 @@ static void on_completion(struct ring_queue *queue, uint64_t user_data, int resu
     ring_take_request(entry, false);
 }
 
-/* Handles what has completed. Copied out first, as handling may submit and so needs the room. */
+/* Handles all requests that the kernel has given to entries by now. (They become completions when
+ * this thread enters the kernel, which a flag in the ring asks for; but it does some 20 at a time
+ * and raises no flag for the rest.) Copied out first, as handling may submit and so needs the room.
+ */
 static void drain_completions(struct ring_queue *queue)
 {
     struct io_uring_cqe *cqe;
-    while (!queue->ended && io_uring_peek_cqe(&queue->uring, &cqe) == 0) {
+    unsigned handled = 0;
+    while (!queue->ended) {
+        if (io_uring_peek_cqe(&queue->uring, &cqe) != 0) {
+            if (handled < LOCAL_WORK_BATCH)
+                break;
+            handled = 0;
+            (void)io_uring_get_events(&queue->uring);
+            continue;
+        }
         uint64_t user_data = cqe->user_data;
         int result = cqe->res;
         io_uring_cqe_seen(&queue->uring, cqe);
         on_completion(queue, user_data, result);
+        handled++;
     }
+    queue->unsettled = io_uring_sq_ready(&queue->uring);
 }
 
 /* --- threads --- */
@@ -341,7 +361,8 @@ static errint_t open_ring(struct ring_queue *queue)
 {
     struct io_uring_params parameters = {
         .flags = IORING_SETUP_SQE128 | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_CQSIZE |
-                 IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN,
+                 IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+                 IORING_SETUP_TASKRUN_FLAG,
         .cq_entries = RING_COMPLETIONS,
     };
     int failed = io_uring_queue_init_params(RING_SUBMISSIONS, &queue->uring, &parameters);
@@ -372,6 +393,21 @@ static void report_registered(struct ring_queue *queue, errint_t error)
     pthread_cond_broadcast(&ring->start_changed);
 }
 
+/* Submits, and waits for something to handle. */
+static void submit_and_sleep(struct ring_queue *queue)
+{
+    if (!queue->starved || queue->retrieving == 0) {
+        submit(queue, 1);
+        return;
+    }
+    /* As many as may be are under way and none has come. It shouldn't be, so look again soon. */
+    ring_submit(queue);
+    struct io_uring_cqe *cqe;
+    struct __kernel_timespec patience = {.tv_nsec = STARVED_WAIT_NS};
+    if (!queue->ended && io_uring_wait_cqe_timeout(&queue->uring, &cqe, &patience) == -ETIME)
+        queue->retrieving = 0;
+}
+
 static void serve_queue(struct ring_queue *queue)
 {
     struct transport *transport = queue->ring->transport;
@@ -387,8 +423,10 @@ static void serve_queue(struct ring_queue *queue)
         handle_leftovers(queue, used);
     while (!queue->ended && !atomic_load_explicit(&transport->stopping, memory_order_acquire)) {
         top_up(queue);
-        bool more = ring_kick(queue);
-        submit(queue, more ? 0 : 1);
+        if (ring_kick(queue))
+            ring_submit(queue);
+        else
+            submit_and_sleep(queue);
         drain_completions(queue);
         ring_after_kick(queue);
     }
@@ -462,6 +500,7 @@ errint_t ring_create(struct transport *transport)
     for (unsigned i = 0; i < ring->queue_count; i++) {
         ring->queues[i].ring = ring;
         ring->queues[i].index = i;
+        ring->queues[i].kick_round = 1; /* entries have 0 */
         pthread_mutex_init(&ring->queues[i].lock, NULL);
         ring->queues[i].wake_fd = eventfd(0, EFD_CLOEXEC);
         if (ring->queues[i].wake_fd < 0)
@@ -538,7 +577,7 @@ void ring_count(struct transport *transport, struct transport_counters *out)
         unsigned entries = atomic_load(&ring->queues[i].entries);
         unsigned available = atomic_load(&ring->queues[i].available);
         out->ring_entries += entries;
-        unsigned held = atomic_load(&ring->queues[i].spare) ? 1 : 0;
+        unsigned held = atomic_load(&ring->queues[i].spares_held);
         out->parked += entries > available + held ? entries - available - held : 0;
     }
 }

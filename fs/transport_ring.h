@@ -13,6 +13,8 @@ enum {
     RING_SCRATCH_BYTES = 8192,
     RING_SMALL_PAYLOAD_BYTES = 4096,
     RING_MANY_PARKED = 64, /* from here on, parked requests give memory back */
+    RING_SPARES = 16,      /* at most, a queue, while requests wait in the kernel */
+    RING_RETRIEVES = 64,   /* at most under way to a queue */
 };
 
 /* The server's part of a ring entry; the shared part is the slot of the same number. */
@@ -23,6 +25,7 @@ struct ring_entry {
     unsigned slot;
     uint32_t command;           /* the last sent */
     unsigned retries;           /* of that command */
+    uint64_t kick_round;        /* was answered as a spare in this round of its queue */
     _Atomic uint64_t commit_id; /* of the request in hand */
     _Atomic uint64_t
         parked_id;            /* of a request that libfuse has and that was not answered at once */
@@ -56,14 +59,16 @@ struct ring_queue {
     unsigned commit_count;
     _Atomic unsigned entries;   /* registered */
     _Atomic unsigned available; /* of these, with the kernel */
+    unsigned unsettled;         /* of these, given since all that was dispatched was last seen */
     bool ended;
 
-    bool starved;                       /* requests may wait in the kernel: see transport_kick.c */
-    bool retrieving;                    /* a request of our own is on its way */
-    _Atomic(struct ring_entry *) spare; /* holds such a request, to be answered when it helps */
-    struct ring_entry *kicked;          /* held it until just now */
-    uint64_t last_file;                 /* noted last by this queue */
-    _Atomic bool wants_file;            /* found none of use: to be woken when one is noted */
+    bool starved;                 /* requests may wait in the kernel: see transport_kick.c */
+    unsigned retrieving;          /* requests of our own on their way */
+    _Atomic unsigned spares_held; /* such requests, to be answered when it helps */
+    struct ring_entry *spares[RING_SPARES];
+    uint64_t kick_round;     /* see ring_after_kick() */
+    uint64_t last_file;      /* noted last by this queue */
+    _Atomic bool wants_file; /* found none of use: to be woken when one is noted */
     _Alignas(16) char scratch[RING_SCRATCH_BYTES];
 };
 
@@ -106,6 +111,8 @@ static inline uint64_t ring_load_commit_id(const struct abi_ring_header *header)
 /* Makes the queue's thread look around. Any thread. */
 void ring_wake(struct ring_queue *queue);
 void ring_command(struct ring_entry *entry, uint32_t command);
+/* Submits what is prepared, if anything, and doesn't wait. On the queue's thread. */
+void ring_submit(struct ring_queue *queue);
 
 /* --- transport_kick.c --- */
 
@@ -118,6 +125,8 @@ void ring_keep_spare(struct ring_entry *entry);
  */
 bool ring_kick(struct ring_queue *queue);
 void ring_after_kick(struct ring_queue *queue);
+/* The entry's command has completed: does that say that requests may wait in the kernel? */
+void ring_note_completion(struct ring_entry *entry);
 
 /* --- transport_entry.c --- */
 

@@ -147,3 +147,9 @@ uint64_t waiting_count(struct waiting *waiting)
     cleanup_lock pthread_mutex_t *held = mob_lock(&waiting->mutex);
     return waiting->count;
 }
+
+bool waiting_has(struct waiting *waiting, enum waiting_kind kind)
+{
+    cleanup_lock pthread_mutex_t *held = mob_lock(&waiting->mutex);
+    return kind == WAITING_RELEASE ? waiting->releases != NONE : waiting->count != 0;
+}

@@ -43,5 +43,7 @@ bool waiting_set_token(struct waiting *waiting, uint64_t id, uint64_t token);
 bool waiting_take_for(struct waiting *waiting, enum waiting_kind kind, uint64_t number,
                       uint64_t now_ns, struct parked *out);
 uint64_t waiting_count(struct waiting *waiting);
+/* Whether a WAITING_RELEASE is there (the only kind that is asked for). */
+bool waiting_has(struct waiting *waiting, enum waiting_kind kind);
 
 #endif

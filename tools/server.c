@@ -122,6 +122,8 @@ static void close_all(struct server *server, bool stop_jobs)
     if (server->jobs)
         jobs_close(server->jobs, stop_jobs);
     serving = NULL;
+    if (server->fs)
+        fs_detach(server->fs);
     if (server->store)
         store_close(server->store);
     fs_destroy(server->fs);
