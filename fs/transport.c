@@ -490,13 +490,13 @@ static errint_t start_ring(struct transport *transport, struct mob_error *err)
     errint_t failed = ring_create(transport);
     if (failed)
         return mob_error_set(err, failed, "cannot make the ring: %s", strerror(-failed));
+    describe(transport, ring_queue_count(transport)); /* before anybody can read it */
     /* What the ring does not carry: FORGET, INTERRUPT, and what came before it was ready. */
     failed = device_start(transport, 1, false, err);
     if (!failed)
         failed = ring_start(transport, err);
     if (!failed && transport->successor)
         ring_kick_from_outside(transport);
-    describe(transport, ring_queue_count(transport));
     return failed;
 }
 

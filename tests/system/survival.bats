@@ -324,6 +324,8 @@ teardown() {
     keeper=$(sed -n 's/^keeper_pid //p' "$mnt"/nodes/*/daemon)
     server=$(sed -n 's/^pid //p' "$mnt"/nodes/*/daemon)
     kill -KILL "$keeper" "$server"
+    wait_until pid_gone "$keeper"
+    wait_until pid_gone "$server"
     # Its processes end with the launcher: nothing runs that nobody knows of.
     wait_until '[[ -z $(pgrep -fx "sleep '"$mark"'") ]]'
     up "$mnt" "$state"

@@ -578,6 +578,15 @@ static void stopping_hands_over_to_the_next_server(void **state)
     assert_int_equal(exit_of(client), 0);
 }
 
+/* A process that looks after waiting requests may be on the mount still (ring_kick_from_outside()). */
+static int umount_when_idle(const char *mountpoint)
+{
+    int failed;
+    for (int tries = 0; (failed = umount2(mountpoint, 0)) && errno == EBUSY && tries < 5000; tries++)
+        usleep(1000);
+    return failed;
+}
+
 static void a_refusing_keeper_answers_EIO_to_new_and_old(void **state)
 {
     struct rig *rig = *state;
@@ -590,7 +599,7 @@ static void a_refusing_keeper_answers_EIO_to_new_and_old(void **state)
     assert_int_equal(exit_of(client), EIO);
     assert_int_equal(open(path_of(rig, "zero"), O_RDONLY), -1);
     assert_int_equal(errno, EIO);
-    assert_int_equal(umount2(rig->mountpoint, 0), 0);
+    assert_int_equal(umount_when_idle(rig->mountpoint), 0);
     assert_int_equal(exit_of(rig->server), 0);
     rig->server = 0;
 }
