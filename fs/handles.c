@@ -92,7 +92,7 @@ static struct handle *find_by_request(struct handles *handles, uint64_t request)
     /* Only for requests sent again after a restart: a walk is cheap enough. */
     for (uint32_t i = 0; i < handles->fresh; i++)
         if (__atomic_load_n(&handles->slots[i].valid, __ATOMIC_ACQUIRE) &&
-            handles->slots[i].request == request)
+            __atomic_load_n(&handles->slots[i].request, __ATOMIC_RELAXED) == request)
             return &handles->slots[i];
     return NULL;
 }
@@ -112,11 +112,14 @@ errint_t handles_new(struct handles *handles, uint64_t request, bool resent, uin
             handle = &handles->slots[handles->fresh++];
         if (!handle)
             return -ENFILE;
-        if (!*existed && ++handle->generation == 0)
-            handle->generation = 1;
+        if (!*existed) {
+            uint32_t next = handle->generation + 1; /* only written under the mutex */
+            __atomic_store_n(&handle->generation, next ? next : 1, __ATOMIC_RELAXED);
+        }
     }
     if (!*existed) {
-        handle->request = request;
+        /* Relaxed: a look at a slot that is just being taken again finds it not valid, or another's. */
+        __atomic_store_n(&handle->request, request, __ATOMIC_RELAXED);
         handle->node = node;
         handle->file = 0;
         handle->poll_handle = 0;
@@ -136,7 +139,8 @@ struct handle *handles_get(struct handles *handles, uint64_t fh)
     if (slot >= HANDLE_SLOTS)
         return NULL;
     struct handle *handle = &handles->slots[slot];
-    if (!__atomic_load_n(&handle->valid, __ATOMIC_ACQUIRE) || handle->generation != fh >> 32)
+    if (!__atomic_load_n(&handle->valid, __ATOMIC_ACQUIRE) ||
+        __atomic_load_n(&handle->generation, __ATOMIC_RELAXED) != fh >> 32)
         return NULL;
     return handle;
 }
