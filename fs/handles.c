@@ -122,7 +122,7 @@ errint_t handles_new(struct handles *handles, uint64_t request, bool resent, uin
         __atomic_store_n(&handle->request, request, __ATOMIC_RELAXED);
         handle->node = node;
         handle->file = 0;
-        handle->poll_handle = 0;
+        __atomic_store_n(&handle->poll_handle, 0, __ATOMIC_RELAXED);
         handle->backing_id = 0;
         handle->flags = flags;
         handle->pid = pid;
