@@ -13,7 +13,7 @@
 #define NONE UINT32_MAX
 
 struct entry {
-    uint32_t next;  /* in the bucket, or in the free list */
+    uint32_t next; /* in the bucket, or in the free list */
     uint32_t opens;
     uint32_t newer, older; /* in the list of idle ones */
     bool gone;

@@ -28,9 +28,9 @@ static uint64_t entry_node(struct fs *fs, const struct name_info *info)
     return 0;
 }
 
-/* Names of directories only change through the kernel, so it may keep them. Links and staged files are asked
- * for each time: a staged file becomes a link behind the kernel's back, and a link's text depends on
- * where its directory is. */
+/* Names of directories only change through the kernel, so it may keep them. Links and staged files
+ * are asked for each time: a staged file becomes a link behind the kernel's back, and a link's text
+ * depends on where its directory is. */
 static void reply_name(fuse_req_t request, const struct name_info *info)
 {
     uint64_t node = entry_node(fs_of(request), info);
@@ -48,8 +48,7 @@ static errint_t find(struct fs *fs, uint64_t directory, const char *name, struct
     for (int tries = 0; tries < 3; tries++) {
         errint_t error = names_find(fs->store, directory, name, info);
         *wait = false;
-        if (error || info->type != NAME_STAGED ||
-            !staging_finish_if_closed(fs, info->number, wait))
+        if (error || info->type != NAME_STAGED || !staging_finish_if_closed(fs, info->number, wait))
             return error;
     }
     return 0;
@@ -89,8 +88,8 @@ static void directory_lookup(fuse_req_t request, uint64_t parent, const char *na
 void directory_lookup_continue(struct parked *parked)
 {
     struct name_info info;
-    errint_t error = names_find(fs_of(parked->request)->store, node_number(parked->node),
-                                parked->name, &info);
+    errint_t error =
+        names_find(fs_of(parked->request)->store, node_number(parked->node), parked->name, &info);
     if (error)
         fuse_reply_err(parked->request, -error);
     else
@@ -128,9 +127,9 @@ static void directory_set_attributes(fuse_req_t request, uint64_t node, struct s
                        : (uint64_t)wanted->st_mtim.tv_sec * 1000000000u +
                              (uint64_t)wanted->st_mtim.tv_nsec;
     }
-    errint_t error = names_set_directory(fs_of(request)->store, node_number(node), set,
-                                         wanted->st_mode, wanted->st_uid, wanted->st_gid, mtime_ns,
-                                         &info);
+    errint_t error =
+        names_set_directory(fs_of(request)->store, node_number(node), set, wanted->st_mode,
+                            wanted->st_uid, wanted->st_gid, mtime_ns, &info);
     if (error)
         fuse_reply_err(request, -error);
     else
@@ -189,8 +188,8 @@ static errint_t symlink_attributes(struct fs *fs, uint64_t node, struct stat *ou
     return 0;
 }
 
-static void symlink_set_attributes(fuse_req_t request, uint64_t node, struct stat *wanted, int valid,
-                                   struct fuse_file_info *file)
+static void symlink_set_attributes(fuse_req_t request, uint64_t node, struct stat *wanted,
+                                   int valid, struct fuse_file_info *file)
 {
     (void)wanted;
     (void)file;
@@ -319,7 +318,8 @@ void directory_link(fuse_req_t request, uint64_t node, uint64_t parent, const ch
         error = names_find(fs->store, node_number(parent), name, &info);
     if (error)
         fuse_reply_err(request, -error);
-    else if (kind == NODE_OBJECT) /* the kernel wants the inode it named; the next look-up gives the link */
+    else if (kind ==
+             NODE_OBJECT) /* the kernel wants the inode it named; the next look-up gives the link */
         reply_node(request, node, 0);
     else
         reply_name(request, &info);

@@ -33,12 +33,12 @@ errint_t fs_create(const struct fs_options *options, struct fs **out, struct mob
                          ? mob_error_set(err, -EINVAL, "the session memory is too small")
                          : transport_create(&options->transport, &fs_operations,
                                             sizeof fs_operations, fs, &fs->transport, err);
-    if (!error && ((error = handles_open(area, &fs->handles)) ||
-                   (error = backing_open(handles_backing_slots(fs->handles), fs->transport,
-                                         &fs->backing)) ||
-                   (error = waiting_open(&fs->waiting)) || (error = staging_open(&fs->staging)) ||
-                   (error = slow_open(&fs->slow)) ||
-                   (error = known_open(session_generation(fs->session) > 0, &fs->known))))
+    if (!error &&
+        ((error = handles_open(area, &fs->handles)) ||
+         (error = backing_open(handles_backing_slots(fs->handles), fs->transport, &fs->backing)) ||
+         (error = waiting_open(&fs->waiting)) || (error = staging_open(&fs->staging)) ||
+         (error = slow_open(&fs->slow)) ||
+         (error = known_open(session_generation(fs->session) > 0, &fs->known))))
         mob_error_set(err, error, "the mount's tables can't be made: %s", strerror(-error));
     if (error) {
         fs_destroy(fs);
@@ -88,7 +88,8 @@ struct store_hooks fs_store_hooks(struct fs *fs)
 
 struct jobs_hooks fs_jobs_hooks(struct fs *fs)
 {
-    return (struct jobs_hooks){.context = fs, .job_changed = fs_job_changed, .job_gone = fs_job_gone};
+    return (struct jobs_hooks){
+        .context = fs, .job_changed = fs_job_changed, .job_gone = fs_job_gone};
 }
 
 static void adopt(void *argument, struct handle *handle, uint64_t fh)

@@ -1,7 +1,8 @@
 /* Open files of the mount, in session memory.
  *
- * `valid` is stored last when a slot is taken and first when it is given back, with release and acquire order, so that a
- * successor sees whole slots only. Which slots are free is this server's own memory, found again by a walk. */
+ * `valid` is stored last when a slot is taken and first when it is given back, with release and
+ * acquire order, so that a successor sees whole slots only. Which slots are free is this server's
+ * own memory, found again by a walk. */
 #include "fs/handles.h"
 
 #include <pthread.h>
@@ -21,7 +22,7 @@ struct handles {
     pthread_mutex_t mutex; /* free list, fds' pages */
     uint32_t *free;        /* stack of slots given back */
     uint32_t free_count, free_capacity;
-    uint32_t fresh; /* slots from here on have never been used */
+    uint32_t fresh;                   /* slots from here on have never been used */
     int *fds[HANDLE_SLOTS / FD_PAGE]; /* descriptor + 1; pages made as needed */
 };
 
@@ -118,7 +119,8 @@ errint_t handles_new(struct handles *handles, uint64_t request, bool resent, uin
         }
     }
     if (!*existed) {
-        /* Relaxed: a look at a slot that is just being taken again finds it not valid, or another's. */
+        /* Relaxed: a look at a slot that is just being taken again finds it not valid, or
+         * another's. */
         __atomic_store_n(&handle->request, request, __ATOMIC_RELAXED);
         handle->node = node;
         handle->file = 0;
@@ -169,8 +171,8 @@ void handles_each(struct handles *handles,
             each(argument, &handles->slots[i], handle_number(handles, &handles->slots[i]));
 }
 
-int handles_fd(struct handles *handles, uint64_t fh, int (*open_file)(void *argument, uint64_t file),
-               void *argument)
+int handles_fd(struct handles *handles, uint64_t fh,
+               int (*open_file)(void *argument, uint64_t file), void *argument)
 {
     struct handle *handle = handles_get(handles, fh);
     if (!handle)

@@ -1,7 +1,7 @@
 /* Open files of the mount, kept in session memory so that they outlive a server.
  *
- * A handle (fuse_file_info.fh) is a slot and a generation: a RELEASE that is sent again after its slot was given to
- * another file finds the generation changed and does nothing. */
+ * A handle (fuse_file_info.fh) is a slot and a generation: a RELEASE that is sent again after its
+ * slot was given to another file finds the generation changed and does nothing. */
 #ifndef MOBULA_FS_HANDLES_H
 #define MOBULA_FS_HANDLES_H
 
@@ -54,10 +54,10 @@ void handles_free(struct handles *handles, uint64_t fh);
 void handles_each(struct handles *handles,
                   void (*each)(void *argument, struct handle *handle, uint64_t fh), void *argument);
 
-/* A descriptor of this server for mediated reads of the handle's data file, opened by `open_file` at the first
- * call. Owned by the handle. */
-int handles_fd(struct handles *handles, uint64_t fh, int (*open_file)(void *argument, uint64_t file),
-               void *argument);
+/* A descriptor of this server for mediated reads of the handle's data file, opened by `open_file`
+ * at the first call. Owned by the handle. */
+int handles_fd(struct handles *handles, uint64_t fh,
+               int (*open_file)(void *argument, uint64_t file), void *argument);
 
 /* --- data files registered with the kernel, also in session memory --- */
 

@@ -1,7 +1,7 @@
 /* What the files of fs/ share: the context, replies, and one interface a kind of node.
  *
- * Lock order: struct staged_state's mutex, then the store's own. Replies are sent with no lock held but
- * where a comment says why. */
+ * Lock order: struct staged_state's mutex, then the store's own. Replies are sent with no lock held
+ * but where a comment says why. */
 #ifndef MOBULA_FS_INTERNAL_H
 #define MOBULA_FS_INTERNAL_H
 
@@ -19,8 +19,8 @@
 #include "fs/backing.h"
 #include "fs/fs.h"
 #include "fs/handles.h"
-#include "fs/node.h"
 #include "fs/known.h"
+#include "fs/node.h"
 #include "fs/transport.h"
 #include "fs/waiting.h"
 
@@ -33,10 +33,36 @@
 #define TIMEOUT_FOREVER 31536000.0
 
 enum fs_operation {
-    OP_LOOKUP, OP_GETATTR, OP_SETATTR, OP_READLINK, OP_MKNOD, OP_MKDIR, OP_UNLINK, OP_RMDIR, OP_SYMLINK,
-    OP_RENAME, OP_LINK, OP_OPEN, OP_READ, OP_WRITE, OP_FLUSH, OP_RELEASE, OP_FSYNC, OP_OPENDIR, OP_READDIR,
-    OP_RELEASEDIR, OP_FSYNCDIR, OP_STATFS, OP_SETXATTR, OP_GETXATTR, OP_LISTXATTR, OP_REMOVEXATTR, OP_CREATE,
-    OP_FALLOCATE, OP_POLL, OP_COUNT,
+    OP_LOOKUP,
+    OP_GETATTR,
+    OP_SETATTR,
+    OP_READLINK,
+    OP_MKNOD,
+    OP_MKDIR,
+    OP_UNLINK,
+    OP_RMDIR,
+    OP_SYMLINK,
+    OP_RENAME,
+    OP_LINK,
+    OP_OPEN,
+    OP_READ,
+    OP_WRITE,
+    OP_FLUSH,
+    OP_RELEASE,
+    OP_FSYNC,
+    OP_OPENDIR,
+    OP_READDIR,
+    OP_RELEASEDIR,
+    OP_FSYNCDIR,
+    OP_STATFS,
+    OP_SETXATTR,
+    OP_GETXATTR,
+    OP_LISTXATTR,
+    OP_REMOVEXATTR,
+    OP_CREATE,
+    OP_FALLOCATE,
+    OP_POLL,
+    OP_COUNT,
 };
 extern const char *const fs_operation_names[OP_COUNT];
 
@@ -145,15 +171,17 @@ void staging_stop(struct staging *staging);
 void staging_close(struct staging *staging);
 /* The file system calls of directories that staged files take part in. */
 void staging_create(fuse_req_t request, uint64_t parent, const char *name, mode_t mode,
-                        struct fuse_file_info *file);
+                    struct fuse_file_info *file);
 /* A handle that lives on from an earlier server. */
 void staging_adopt(struct fs *fs, const struct handle *handle);
 /* After all were adopted: finishes what is closed already; discards it if `discard`. */
 void staging_settle(struct fs *fs, bool discard);
-/* Is the staged file closed by all its writers, its release on the way? Then commits it and returns true; the name
- * must be looked up again. With *wait set (without passthrough) the caller should wait for the release. */
+/* Is the staged file closed by all its writers, its release on the way? Then commits it and returns
+ * true; the name must be looked up again. With *wait set (without passthrough) the caller should
+ * wait for the release. */
 bool staging_finish_if_closed(struct fs *fs, uint64_t number, bool *wait);
-/* Finishes what is closed and waits for its release, so that a listing shows it (256 files at most). */
+/* Finishes what is closed and waits for its release, so that a listing shows it (256 files at
+ * most). */
 void staging_finish_closed(struct fs *fs);
 /* Sees to it that look-ups which wait for a release do not wait for long. */
 void staging_start_timer(struct fs *fs);
@@ -179,7 +207,8 @@ void slow_close(struct slow *slow);
 bool slow_run(struct slow *slow, void (*function)(void *argument), void *argument);
 
 /* --- parking, ops.c --- */
-/* Parks the request that is being handled (an open of an object has been counted, and stays so) until the object or job ends, a signal comes, or it goes. */
+/* Parks the request that is being handled (an open of an object has been counted, and stays so)
+ * until the object or job ends, a signal comes, or it goes. */
 void park(fuse_req_t request, enum waiting_kind kind, uint64_t node, uint64_t number,
           uint32_t open_flags);
 

@@ -6,12 +6,23 @@
 #include "fs/internal.h"
 
 enum job_node_file {
-    FILE_SPEC, FILE_STATE, FILE_NODE, FILE_STDOUT, FILE_STDERR, FILE_EXIT_CODE, FILE_RESULT, FILE_OUTPUTS,
-    FILE_ERROR, FILE_USAGE, FILE_CTL, FILE_COUNT,
+    FILE_SPEC,
+    FILE_STATE,
+    FILE_NODE,
+    FILE_STDOUT,
+    FILE_STDERR,
+    FILE_EXIT_CODE,
+    FILE_RESULT,
+    FILE_OUTPUTS,
+    FILE_ERROR,
+    FILE_USAGE,
+    FILE_CTL,
+    FILE_COUNT,
 };
 
-static const char *const file_names[FILE_COUNT] = {
-    "spec", "state", "node", "stdout", "stderr", "exit_code", "result", "outputs", "error", "usage", "ctl"};
+static const char *const file_names[FILE_COUNT] = {"spec",   "state",     "node",   "stdout",
+                                                   "stderr", "exit_code", "result", "outputs",
+                                                   "error",  "usage",     "ctl"};
 
 static mode_t file_type(unsigned file)
 {
@@ -155,7 +166,8 @@ static errint_t job_file_attributes(struct fs *fs, uint64_t node, struct stat *o
         return error;
     stat_fill(out, node, mode, info.uid, info.gid, bytes, changed);
     /* Nothing that can still change is cached. */
-    *timeout = file == FILE_OUTPUTS || file == FILE_RESULT || file == FILE_CTL ? TIMEOUT_FOREVER : 0;
+    *timeout =
+        file == FILE_OUTPUTS || file == FILE_RESULT || file == FILE_CTL ? TIMEOUT_FOREVER : 0;
     return 0;
 }
 
@@ -239,9 +251,10 @@ static void job_file_read(fuse_req_t request, uint64_t node, size_t bytes, uint6
     }
     cleanup_free char *text = NULL;
     size_t text_bytes = 0;
-    errint_t error = text_file(file, &text_kind) ? jobs_text(fs_of(request)->jobs, node_number(node),
-                                                             text_kind, &text, &text_bytes)
-                                                 : -EACCES;
+    errint_t error =
+        text_file(file, &text_kind)
+            ? jobs_text(fs_of(request)->jobs, node_number(node), text_kind, &text, &text_bytes)
+            : -EACCES;
     if (error)
         fuse_reply_err(request, -error);
     else
@@ -288,10 +301,10 @@ static void outputs_lookup(fuse_req_t request, uint64_t parent, const char *name
 {
     unsigned place;
     struct mob_id object;
-    errint_t error = node_auxiliary(parent) == FILE_OUTPUTS
-                         ? jobs_find_output(fs_of(request)->jobs, node_number(parent), name, &place,
-                                            &object)
-                         : -ENOTDIR;
+    errint_t error =
+        node_auxiliary(parent) == FILE_OUTPUTS
+            ? jobs_find_output(fs_of(request)->jobs, node_number(parent), name, &place, &object)
+            : -ENOTDIR;
     if (error)
         fuse_reply_err(request, -error);
     else

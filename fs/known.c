@@ -17,7 +17,7 @@ errint_t known_open(bool everything, struct known **out)
     if (!*out)
         return -ENOMEM;
     if (everything)
-        memset((*out)->bits, 0xff, sizeof (*out)->bits);
+        memset((*out)->bits, 0xff, sizeof(*out)->bits);
     return 0;
 }
 

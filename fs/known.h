@@ -1,4 +1,5 @@
-/* Known nodes: what the kernel may have in its cache, so that what it never saw costs no notification. */
+/* Known nodes: what the kernel may have in its cache, so that what it never saw costs no
+ * notification. */
 #ifndef MOBULA_FS_KNOWN_H
 #define MOBULA_FS_KNOWN_H
 

@@ -49,10 +49,9 @@ static void job_metrics(FILE *out, struct fs *fs)
         const char *state;
         uint64_t count;
     } states[] = {
-        {"queued", usage.queued},       {"running", usage.running},
-        {"succeeded", usage.succeeded}, {"failed", usage.failed},
-        {"cancelled", usage.cancelled}, {"timed-out", usage.timed_out},
-        {"lost", usage.lost},           {"rejected", usage.rejected},
+        {"queued", usage.queued}, {"running", usage.running},     {"succeeded", usage.succeeded},
+        {"failed", usage.failed}, {"cancelled", usage.cancelled}, {"timed-out", usage.timed_out},
+        {"lost", usage.lost},     {"rejected", usage.rejected},
     };
     fputs("# TYPE mobula_jobs gauge\n# HELP mobula_jobs Jobs by state.\n", out);
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(states); i++)

@@ -1,8 +1,8 @@
 /* Inode numbers: what each of the kernel's node IDs stands for.
  *
- * A node ID is computed from what is stored, never from a pointer, so that it means the same to every server of a
- * mount: 5 bits kind, 10 bits auxiliary, 48 bits number (of the object, name, job...). Nothing needs to be
- * remembered for it, and FORGET has nothing to do. */
+ * A node ID is computed from what is stored, never from a pointer, so that it means the same to
+ * every server of a mount: 5 bits kind, 10 bits auxiliary, 48 bits number (of the object, name,
+ * job...). Nothing needs to be remembered for it, and FORGET has nothing to do. */
 #ifndef MOBULA_FS_NODE_H
 #define MOBULA_FS_NODE_H
 

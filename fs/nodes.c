@@ -6,9 +6,19 @@
 #include "fs/internal.h"
 
 /* File 0 is MNT/README. */
-static const char *const names[] = {"",        "name",   "address", "state", "resources",
-                                    "memory",  "objects", "jobs",   "daemon"};
-enum { TEXT_README, TEXT_NAME, TEXT_ADDRESS, TEXT_STATE, TEXT_RESOURCES, TEXT_MEMORY, TEXT_OBJECTS, TEXT_JOBS, TEXT_DAEMON };
+static const char *const names[] = {"",       "name",    "address", "state", "resources",
+                                    "memory", "objects", "jobs",    "daemon"};
+enum {
+    TEXT_README,
+    TEXT_NAME,
+    TEXT_ADDRESS,
+    TEXT_STATE,
+    TEXT_RESOURCES,
+    TEXT_MEMORY,
+    TEXT_OBJECTS,
+    TEXT_JOBS,
+    TEXT_DAEMON
+};
 
 const char *node_file_name(unsigned file)
 {

@@ -23,8 +23,8 @@ static errint_t object_attributes(struct fs *fs, uint64_t node, struct stat *out
     return 0;
 }
 
-/* Drops the kernel's copy of an object's attributes. It takes no lock in the kernel that a request of
- * ours may hold, so any thread may do it. */
+/* Drops the kernel's copy of an object's attributes. It takes no lock in the kernel that a request
+ * of ours may hold, so any thread may do it. */
 static void forget_attributes(struct fs *fs, uint64_t number)
 {
     uint64_t node = node_id(NODE_OBJECT, 0, number);
@@ -37,9 +37,10 @@ void fs_object_changed(void *context, uint64_t number)
     forget_attributes(context, number);
 }
 
-/* The name stays in the kernel's cache, but leads nowhere: every use of it asks for attributes first, and gets
- * ENOENT. Dropping the name itself (FUSE_NOTIFY_INVAL_ENTRY) would take the directory's lock, which a look-up may
- * hold whose server has just been killed: then that server could never die (seen in the kill test). */
+/* The name stays in the kernel's cache, but leads nowhere: every use of it asks for attributes
+ * first, and gets ENOENT. Dropping the name itself (FUSE_NOTIFY_INVAL_ENTRY) would take the
+ * directory's lock, which a look-up may hold whose server has just been killed: then that server
+ * could never die (seen in the kill test). */
 void fs_object_freed(void *context, uint64_t number, const struct mob_id *id)
 {
     (void)id;
@@ -83,9 +84,9 @@ static void open_ready(struct fs *fs, const struct parked *open, const struct ob
         return;
     }
     uint32_t flags = OPEN_KEEP_CACHE | OPEN_NOFLUSH;
-    /* The kernel may still hold the size that it had while it was pending, 0, and drop the true one when many
-     * ask at once (an answer that was overtaken by another's is not used): such a reader would find
-     * an empty file. So a result's first readers ask us. */
+    /* The kernel may still hold the size that it had while it was pending, 0, and drop the true one
+     * when many ask at once (an answer that was overtaken by another's is not used): such a reader
+     * would find an empty file. So a result's first readers ask us. */
     if (mob_id_index(&info->id) != MOB_INDEX_JOB &&
         mob_realtime_ns() - info->mtime_ns < FRESH_RESULT_NS)
         flags = OPEN_DIRECT_IO | OPEN_NOFLUSH;
@@ -272,8 +273,8 @@ static unsigned object_poll(struct fs *fs, uint64_t node, struct handle *handle,
 
 /* --- extended attributes --- */
 
-static const char *const own_xattrs[] = {"state", "tier", "owner", "nodes", "refs",
-                                         "sha256", "job", "error", "holders"};
+static const char *const own_xattrs[] = {"state",  "tier", "owner", "nodes",  "refs",
+                                         "sha256", "job",  "error", "holders"};
 
 static errint_t text_copy(const char *text, char **out)
 {
@@ -394,8 +395,8 @@ static errint_t link_attributes(struct fs *fs, uint64_t node, struct stat *out, 
         return error;
     size_t length = 3 * (size_t)node_auxiliary(node) + strlen("objects/") + MOB_ID_DIGITS;
     stat_fill(out, node, S_IFLNK | 0777, info.uid, info.gid, length, info.mtime_ns);
-    /* A link keeps the inode number of the file that it was: tar looks whether the file that it made is
-     * still the same before it replaces it. */
+    /* A link keeps the inode number of the file that it was: tar looks whether the file that it
+     * made is still the same before it replaces it. */
     if (info.staged)
         out->st_ino = node_id(NODE_STAGED, 0, info.staged);
     *timeout = TIMEOUT_FOREVER;
@@ -409,8 +410,9 @@ static errint_t link_target(struct fs *fs, uint64_t node, char **target)
     return error ? error : link_text(node_auxiliary(node), "objects", &info.id, target);
 }
 
-/* rsync, tar and touch -h set times and modes of what they made. A link has none of its own: times are
- * taken and forgotten (mtime is the commit's), anything that would change somebody's rights is refused. */
+/* rsync, tar and touch -h set times and modes of what they made. A link has none of its own: times
+ * are taken and forgotten (mtime is the commit's), anything that would change somebody's rights is
+ * refused. */
 static void link_set_attributes(fuse_req_t request, uint64_t node, struct stat *wanted, int valid,
                                 struct fuse_file_info *file)
 {

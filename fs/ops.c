@@ -10,10 +10,11 @@
 #include "fs/internal.h"
 
 const char *const fs_operation_names[OP_COUNT] = {
-    "LOOKUP",   "GETATTR",  "SETATTR",   "READLINK",  "MKNOD",       "MKDIR",       "UNLINK",   "RMDIR",
-    "SYMLINK",  "RENAME",   "LINK",      "OPEN",      "READ",        "WRITE",       "FLUSH",    "RELEASE",
-    "FSYNC",    "OPENDIR",  "READDIR",   "RELEASEDIR", "FSYNCDIR",   "STATFS",      "SETXATTR", "GETXATTR",
-    "LISTXATTR", "REMOVEXATTR", "CREATE", "FALLOCATE", "POLL"};
+    "LOOKUP",    "GETATTR",     "SETATTR",  "READLINK",  "MKNOD",    "MKDIR",
+    "UNLINK",    "RMDIR",       "SYMLINK",  "RENAME",    "LINK",     "OPEN",
+    "READ",      "WRITE",       "FLUSH",    "RELEASE",   "FSYNC",    "OPENDIR",
+    "READDIR",   "RELEASEDIR",  "FSYNCDIR", "STATFS",    "SETXATTR", "GETXATTR",
+    "LISTXATTR", "REMOVEXATTR", "CREATE",   "FALLOCATE", "POLL"};
 
 const struct node_operations *node_operations(uint64_t node)
 {
@@ -93,7 +94,8 @@ static bool changeable(fuse_req_t request, enum fs_operation operation, uint64_t
     return false;
 }
 
-static void op_mknod(fuse_req_t request, fuse_ino_t parent, const char *name, mode_t mode, dev_t dev)
+static void op_mknod(fuse_req_t request, fuse_ino_t parent, const char *name, mode_t mode,
+                     dev_t dev)
 {
     (void)name;
     (void)mode;
@@ -199,7 +201,8 @@ static void op_release(fuse_req_t request, fuse_ino_t node, struct fuse_file_inf
     fuse_reply_err(request, 0);
 }
 
-/* Bytes are in memory until the spill tier is there: as on a tmpfs, there is nothing to wait for. */
+/* Bytes are in memory until the spill tier is there: as on a tmpfs, there is nothing to wait for.
+ */
 static void op_fsync(fuse_req_t request, fuse_ino_t node, int data_only,
                      struct fuse_file_info *file)
 {
@@ -230,9 +233,9 @@ static bool add_entry(void *context, const char *name, uint64_t node, mode_t typ
 {
     struct listing *listing = context;
     struct stat st = {.st_ino = node, .st_mode = type};
-    size_t needed = fuse_add_direntry(listing->request, listing->buffer + listing->used,
-                                      listing->bytes - listing->used, name, &st,
-                                      (off_t)(next_offset + 2));
+    size_t needed =
+        fuse_add_direntry(listing->request, listing->buffer + listing->used,
+                          listing->bytes - listing->used, name, &st, (off_t)(next_offset + 2));
     if (needed > listing->bytes - listing->used)
         return false;
     listing->used += needed;
@@ -282,8 +285,8 @@ static void op_statfs(fuse_req_t request, fuse_ino_t node)
     begin(request, OP_STATFS, node);
     struct store_usage usage;
     store_usage(fs_of(request)->store, &usage);
-    uint64_t used = usage.memory_used_bytes < usage.memory_bytes ? usage.memory_used_bytes
-                                                                 : usage.memory_bytes;
+    uint64_t used =
+        usage.memory_used_bytes < usage.memory_bytes ? usage.memory_used_bytes : usage.memory_bytes;
     struct statvfs st = {
         .f_bsize = 4096,
         .f_frsize = 4096,

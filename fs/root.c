@@ -124,7 +124,8 @@ static void fixed_open(fuse_req_t request, uint64_t node, struct fuse_file_info 
         reply_plain_open(request, node, file, OPEN_DIRECT_IO | OPEN_NOFLUSH);
 }
 
-static void fixed_read(fuse_req_t request, uint64_t node, size_t bytes, uint64_t offset, uint64_t fh)
+static void fixed_read(fuse_req_t request, uint64_t node, size_t bytes, uint64_t offset,
+                       uint64_t fh)
 {
     (void)fh;
     cleanup_free char *text = NULL;

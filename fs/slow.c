@@ -1,5 +1,5 @@
-/* One thread for what takes long (a checksum of gigabytes, a walk over all names), so that no serving
- * thread does. */
+/* One thread for what takes long (a checksum of gigabytes, a walk over all names), so that no
+ * serving thread does. */
 #include "fs/internal.h"
 
 struct work {

@@ -1,9 +1,10 @@
 /* Staged files: open, write, close, and what a close turns them into.
  *
- * A staged file is finished (committed, or submitted if it is in run/) at its last close. RELEASE comes after close has returned, so
- * a look-up may overtake it: the look-up then finishes the file itself, if every descriptor that could
- * write has been closed at least once (FLUSH) and the kernel says that nobody has the data file open for writing any
- * more. Without passthrough the kernel can't be asked, and the look-up waits a little for the release. */
+ * A staged file is finished (committed, or submitted if it is in run/) at its last close. RELEASE
+ * comes after close has returned, so a look-up may overtake it: the look-up then finishes the file
+ * itself, if every descriptor that could write has been closed at least once (FLUSH) and the kernel
+ * says that nobody has the data file open for writing any more. Without passthrough the kernel
+ * can't be asked, and the look-up waits a little for the release. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -13,16 +14,17 @@
 #define BUCKETS 4096u
 #define SPEC_LIMIT_BYTES (16u << 20)
 #define RELEASE_TICK_NS 2000000
-/* The kernel sees every change of a staged file's size itself; what it may miss for so long are the times of a mapping's writes. */
+/* The kernel sees every change of a staged file's size itself; what it may miss for so long are the
+ * times of a mapping's writes. */
 #define ATTRIBUTE_SECONDS 1.0
 
 struct state {
     struct state *next;
     uint64_t number;
-    uint32_t opens;     /* handles */
-    uint32_t unflushed; /* handles for writing that were never closed */
-    bool finishing;     /* some thread is at it */
-    bool finished;      /* an object or a job already */
+    uint32_t opens;        /* handles */
+    uint32_t unflushed;    /* handles for writing that were never closed */
+    bool finishing;        /* some thread is at it */
+    bool finished;         /* an object or a job already */
     struct job_hold *hold; /* arguments of a spec that a close accepted, until it is submitted */
     uint64_t released;     /* handle kept for the time until a mapping goes; 0 = none */
 };
@@ -282,8 +284,9 @@ void staging_finish_closed(struct fs *fs)
 
 /* --- files that are closed but still seem to be written ---
  *
- * Mostly it is only that the kernel has put off the last fput of the writer, whose close has told us already:
- * in a moment it is done. What is still written then is mapped, and is watched until the mapping goes. */
+ * Mostly it is only that the kernel has put off the last fput of the writer, whose close has told
+ * us already: in a moment it is done. What is still written then is mapped, and is watched until
+ * the mapping goes. */
 
 /* False: out of memory. */
 static bool retry_soon(struct fs *fs, uint64_t number)
@@ -411,7 +414,7 @@ static errint_t open_handle(fuse_req_t request, const struct staged_info *info, 
 }
 
 void staging_create(fuse_req_t request, uint64_t parent, const char *name, mode_t mode,
-                        struct fuse_file_info *file)
+                    struct fuse_file_info *file)
 {
     struct fs *fs = fs_of(request);
     const struct fuse_ctx *context = fuse_req_ctx(request);
@@ -518,9 +521,9 @@ static void staged_read_op(fuse_req_t request, uint64_t node, size_t bytes, uint
 {
     (void)fh;
     char *buffer = reply_buffer(bytes);
-    ssize_t got = buffer ? staged_read(fs_of(request)->store, node_number(node), buffer, bytes,
-                                       offset)
-                         : -ENOMEM;
+    ssize_t got = buffer
+                      ? staged_read(fs_of(request)->store, node_number(node), buffer, bytes, offset)
+                      : -ENOMEM;
     if (got < 0)
         fuse_reply_err(request, (int)-got);
     else

@@ -202,7 +202,8 @@ static pid_t fork_quietly(void)
     return (pid_t)syscall(SYS_clone, 0, NULL, NULL, NULL, NULL);
 }
 
-/* _exit(2) without what a sanitizer does in it: the threads of our parent are none of the child's. */
+/* _exit(2) without what a sanitizer does in it: the threads of our parent are none of the child's.
+ */
 static _Noreturn void end_quietly(void)
 {
     for (;;)

@@ -1,5 +1,5 @@
-/* Parked requests: a growing array of slots with generations. Look-ups that wait for a release are few and short,
- * and are kept in a list of their own to be found by number or deadline. */
+/* Parked requests: a growing array of slots with generations. Look-ups that wait for a release are
+ * few and short, and are kept in a list of their own to be found by number or deadline. */
 #include "fs/waiting.h"
 
 #include <pthread.h>

@@ -1,7 +1,7 @@
 /* Parked requests: opens that wait for an object or a job, look-ups that wait for a release.
  *
- * A parked request costs memory only. Whoever takes it out of the table first (what it waited for, a signal, a deadline) owns it
- * and must reply; everybody else finds nothing. */
+ * A parked request costs memory only. Whoever takes it out of the table first (what it waited for,
+ * a signal, a deadline) owns it and must reply; everybody else finds nothing. */
 #ifndef MOBULA_FS_WAITING_H
 #define MOBULA_FS_WAITING_H
 

@@ -119,7 +119,8 @@ static errint_t start_server(struct keeper *keeper)
     return 0;
 }
 
-/* Tells who started us once the mount answers: a stat of our own mount, from a process that may wait. */
+/* Tells who started us once the mount answers: a stat of our own mount, from a process that may
+ * wait. */
 static void start_prober(struct keeper *keeper)
 {
     struct settings *settings = keeper->settings;
@@ -216,7 +217,8 @@ static void server_ended(struct keeper *keeper, int status)
         return;
     }
     describe_end("server", pid, status);
-    /* One that was killed after it got ready is replaced at once; read_verdict() has reset the count then. */
+    /* One that was killed after it got ready is replaced at once; read_verdict() has reset the
+     * count then. */
     keeper->failures += WIFEXITED(status) ? 1 : 0;
     if (restart_server(keeper)) {
         mob_log_error("no server can be started: %s", strerror(errno));

@@ -5,8 +5,8 @@
 
 #include "tools/settings.h"
 
-/* Mounts, starts launcher and server, and keeps them until SIGTERM, SIGINT or an unmount; then takes all
- * of it down. Tells settings->ready_fd how it went. Returns an exit status. */
+/* Mounts, starts launcher and server, and keeps them until SIGTERM, SIGINT or an unmount; then
+ * takes all of it down. Tells settings->ready_fd how it went. Returns an exit status. */
 int keeper_run(struct settings *settings, int lock_fd);
 
 /* One line for who started the daemon: "ok", or "error " and a sentence. Closes the descriptor. */

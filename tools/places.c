@@ -61,13 +61,13 @@ static errint_t mount_tmpfs(const struct settings *settings, struct mob_error *e
     unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOATIME;
     if (is_own_tmpfs(settings->memory_dir))
         flags |= MS_REMOUNT;
-    /* Huge pages make large objects faster to write and map (DESIGN.md); kernels without them refuse the option. */
+    /* Huge pages make large objects faster to write and map (DESIGN.md); kernels without them
+     * refuse the option. */
     snprintf(data, sizeof data, "size=%llu,mode=0711,huge=within_size",
              (unsigned long long)settings->memory_bytes);
     if (!mount("mobula", settings->memory_dir, "tmpfs", flags, data))
         return 0;
-    snprintf(data, sizeof data, "size=%llu,mode=0711",
-             (unsigned long long)settings->memory_bytes);
+    snprintf(data, sizeof data, "size=%llu,mode=0711", (unsigned long long)settings->memory_bytes);
     if (!mount("mobula", settings->memory_dir, "tmpfs", flags, data))
         return 0;
     return mob_error_set(err, -errno, "can't mount a tmpfs of %llu bytes at %s: %s",
@@ -91,8 +91,8 @@ static errint_t place_memory(struct settings *settings, struct mob_error *err)
              (unsigned)getuid(), (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
     errint_t error = make_place(settings->memory_dir, 0700, err);
     struct statfs fs;
-    if (!error && (lstat(settings->memory_dir, &st) || !S_ISDIR(st.st_mode) ||
-                   st.st_uid != getuid()))
+    if (!error &&
+        (lstat(settings->memory_dir, &st) || !S_ISDIR(st.st_mode) || st.st_uid != getuid()))
         error = mob_error_set(err, -EPERM, "%s belongs to somebody else", settings->memory_dir);
     if (!error && !statfs("/dev/shm", &fs) &&
         (uint64_t)fs.f_blocks * (uint64_t)fs.f_bsize < settings->memory_bytes) {

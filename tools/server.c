@@ -14,9 +14,9 @@
 #include "core/store/store.h"
 #include "fs/fs.h"
 
-/* Metadata is written through the map: a put costs a third less CPU, an unlink half. The store allocates blocks before
- * each transaction, so a full disk is ENOSPC all the same. ThreadSanitizer takes LMDB's own
- * unlocked reads of the map for races. */
+/* Metadata is written through the map: a put costs a third less CPU, an unlink half. The store
+ * allocates blocks before each transaction, so a full disk is ENOSPC all the same. ThreadSanitizer
+ * takes LMDB's own unlocked reads of the map for races. */
 #if defined(__SANITIZE_THREAD__)
 #define MAP_WRITES false
 #elif defined(__has_feature)

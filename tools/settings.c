@@ -12,7 +12,19 @@
 #include "config.h"
 #include "core/base/util.h"
 
-enum option_id { OPT_NAME = 256, OPT_STATE, OPT_MEMORY, OPT_CPUS, OPT_TRANSPORT, OPT_NO_PASSTHROUGH, OPT_FOREGROUND, OPT_READY_FD, OPT_LOG, OPT_HELP, OPT_VERSION };
+enum option_id {
+    OPT_NAME = 256,
+    OPT_STATE,
+    OPT_MEMORY,
+    OPT_CPUS,
+    OPT_TRANSPORT,
+    OPT_NO_PASSTHROUGH,
+    OPT_FOREGROUND,
+    OPT_READY_FD,
+    OPT_LOG,
+    OPT_HELP,
+    OPT_VERSION
+};
 
 static const struct option options[] = {
     {"name", required_argument, NULL, OPT_NAME},
@@ -69,8 +81,8 @@ static errint_t parse_transport(const char *text, struct settings *settings, str
     else if (!strcmp(text, "device"))
         settings->transport = TRANSPORT_DEVICE;
     else
-        return mob_error_set(err, -EINVAL,
-                             "--transport: '%s' is not one of auto, io_uring, device", text);
+        return mob_error_set(err, -EINVAL, "--transport: '%s' is not one of auto, io_uring, device",
+                             text);
     return 0;
 }
 
@@ -120,8 +132,7 @@ static errint_t apply(int option, const char *value, struct settings *settings,
         return 0;
     case OPT_READY_FD:
         settings->ready_fd = atoi(value);
-        return settings->ready_fd > 2 ? 0
-                                      : mob_error_set(err, -EINVAL, "--ready-fd: '%s'", value);
+        return settings->ready_fd > 2 ? 0 : mob_error_set(err, -EINVAL, "--ready-fd: '%s'", value);
     case OPT_LOG:
         return absolute_path(value, "--log", settings->log_path, sizeof settings->log_path, err);
     case OPT_HELP:
@@ -173,8 +184,9 @@ errint_t settings_parse(int argc, char **argv, struct settings *out, struct mob_
             return error;
     }
     if (optind + 1 != argc)
-        return mob_error_set(err, -EINVAL, "expected one directory to mount on; see mobulad --help");
-    errint_t error = absolute_path(argv[optind], "MNT", out->mountpoint, sizeof out->mountpoint,
-                                   err);
+        return mob_error_set(err, -EINVAL,
+                             "expected one directory to mount on; see mobulad --help");
+    errint_t error =
+        absolute_path(argv[optind], "MNT", out->mountpoint, sizeof out->mountpoint, err);
     return error || out->state_dir[0] ? error : default_state(out, err);
 }

@@ -28,17 +28,19 @@ struct settings {
     uint8_t owner[MOB_ID_OWNER_BYTES];
 };
 
-/* Reads argv. 0; 1 = --help or --version was printed; -EINVAL with a sentence that names the option. */
+/* Reads argv. 0; 1 = --help or --version was printed; -EINVAL with a sentence that names the
+ * option. */
 MOB_MUST_CHECK errint_t settings_parse(int argc, char **argv, struct settings *out,
                                        struct mob_error *err);
 
-/* Makes the directories, loads the identity, mounts the tmpfs or makes the folder under /dev/shm, and
- * brings back what settings_save_memory() kept. -EBUSY: another daemon has the state; *lock_fd holds it. */
+/* Makes the directories, loads the identity, mounts the tmpfs or makes the folder under /dev/shm,
+ * and brings back what settings_save_memory() kept. -EBUSY: another daemon has the state; *lock_fd
+ * holds it. */
 MOB_MUST_CHECK errint_t settings_prepare(struct settings *settings, int *lock_fd,
                                          struct mob_error *err);
 
-/* At an orderly end: memory's data files go to state_dir/saved, then the tmpfs (or folder) goes. If the
- * disk has no room, memory stays as it is, for the next `up` of this boot. */
+/* At an orderly end: memory's data files go to state_dir/saved, then the tmpfs (or folder) goes. If
+ * the disk has no room, memory stays as it is, for the next `up` of this boot. */
 MOB_MUST_CHECK errint_t settings_save_memory(const struct settings *settings,
                                              struct mob_error *err);
 

@@ -28,8 +28,8 @@ struct mob_id {
     uint8_t bytes[MOB_ID_BYTES];
 };
 
-/* Reads exactly MOB_ID_DIGITS lower-case digits out of `text`, which has `length` bytes and needs no
- * terminator. False (and `*out` untouched) for anything else. */
+/* Reads exactly MOB_ID_DIGITS lower-case digits out of `text`, which has `length` bytes and needs
+ * no terminator. False (and `*out` untouched) for anything else. */
 bool mob_id_parse(const char *text, size_t length, struct mob_id *out);
 
 /* Writes the 40 digits and a terminator into `out`. Returns `out`. */

@@ -39,8 +39,8 @@ void mob_log(enum mob_log_level level, const char *format, ...)
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &calendar);
     size_t used = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%S", &calendar);
-    used += (size_t)snprintf(line + used, sizeof line - used, ".%03ldZ %s ",
-                             now.tv_nsec / 1000000, names[level]);
+    used += (size_t)snprintf(line + used, sizeof line - used, ".%03ldZ %s ", now.tv_nsec / 1000000,
+                             names[level]);
     va_list args;
     va_start(args, format);
     int added = vsnprintf(line + used, sizeof line - used - 1, format, args);

@@ -1,4 +1,5 @@
-/* Log: one line a message, on standard error (which mobulad points at its log file or the journal). */
+/* Log: one line a message, on standard error (which mobulad points at its log file or the journal).
+ */
 #ifndef MOBULA_BASE_LOG_H
 #define MOBULA_BASE_LOG_H
 

@@ -215,8 +215,8 @@ errint_t mob_parse_duration(const char *text, uint64_t *ns, struct mob_error *er
     static const struct {
         const char *unit;
         double ns;
-    } units[] = {{"", 1e9},   {"s", 1e9},      {"ms", 1e6}, {"us", 1e3},
-                 {"m", 60e9}, {"min", 60e9},   {"h", 3600e9}, {"d", 86400e9}};
+    } units[] = {{"", 1e9},   {"s", 1e9},    {"ms", 1e6},   {"us", 1e3},
+                 {"m", 60e9}, {"min", 60e9}, {"h", 3600e9}, {"d", 86400e9}};
     const char *cursor = text;
     double value;
     if (parse_number(&cursor, &value))

@@ -66,8 +66,7 @@ errint_t identity_load(const char *state_dir, uint8_t owner[MOB_ID_OWNER_BYTES],
         return error;
     uint8_t public_key[32], digest[SHA256_DIGEST_LENGTH];
     size_t bytes = sizeof public_key;
-    if (!EVP_PKEY_get_raw_public_key(key, public_key, &bytes) ||
-        !SHA256(public_key, bytes, digest))
+    if (!EVP_PKEY_get_raw_public_key(key, public_key, &bytes) || !SHA256(public_key, bytes, digest))
         return mob_error_set(err, -EINVAL, "%s: the public key can't be had", path);
     memcpy(owner, digest, MOB_ID_OWNER_BYTES);
     return 0;

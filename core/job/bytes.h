@@ -1,7 +1,8 @@
 /* Bytes written into and read out of a flat buffer: job records, and requests to the launcher.
  *
- * Both ends are sticky: after the first failure (no memory; a read past the end) every call does nothing, and
- * `failed` says so once at the end. Readers never trust a length before it is compared with what is left. */
+ * Both ends are sticky: after the first failure (no memory; a read past the end) every call does
+ * nothing, and `failed` says so once at the end. Readers never trust a length before it is compared
+ * with what is left. */
 #ifndef MOBULA_CORE_JOB_BYTES_H
 #define MOBULA_CORE_JOB_BYTES_H
 

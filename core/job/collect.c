@@ -1,10 +1,11 @@
 /* Files that a run has written become objects, without a copy where that is safe.
  *
- * A committed object must never change, and its writer was a user's program. So, before a file is taken: the whole process
- * tree has ended; the scratch directory is taken from the user, so that nobody can swap what is in it; the file
- * must be a regular file of the job's user with one name; it becomes ours with mode 0600, so that nobody opens it
- * anew; and a read lease, which the kernel grants only while nobody has the file open for writing or mapped so, shows that
- * no leftover can still write. A file that fails one of the last two is copied. */
+ * A committed object must never change, and its writer was a user's program. So, before a file is
+ * taken: the whole process tree has ended; the scratch directory is taken from the user, so that
+ * nobody can swap what is in it; the file must be a regular file of the job's user with one name;
+ * it becomes ours with mode 0600, so that nobody opens it anew; and a read lease, which the kernel
+ * grants only while nobody has the file open for writing or mapped so, shows that no leftover can
+ * still write. A file that fails one of the last two is copied. */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -72,7 +73,8 @@ static errint_t take_scratch(struct jobs *jobs, const struct job *job, int *scra
     char name[WORK_NAME_BYTES];
     int fd = openat(jobs->work_fd, work_name(job, WORK_SCRATCH, name),
                     O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 && errno == EACCES && !fchmodat(jobs->work_fd, name, 0700, 0)) /* its owner's doing */
+    if (fd < 0 && errno == EACCES &&
+        !fchmodat(jobs->work_fd, name, 0700, 0)) /* its owner's doing */
         fd = openat(jobs->work_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0)
         return -errno;

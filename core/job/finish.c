@@ -45,8 +45,7 @@ static errint_t add_stream(struct store_batch *batch, const struct job *job, int
         mob_cleanup_fd(&file->fd);
         return 0;
     }
-    errint_t error =
-        store_batch_pending(batch, &id, job->uid, job->gid, job->umask, 0, NULL);
+    errint_t error = store_batch_pending(batch, &id, job->uid, job->gid, job->umask, 0, NULL);
     if (!error)
         error = store_batch_ready_file(batch, &id, steal_fd(&file->fd), file->path, false);
     *made = !error;
@@ -75,16 +74,16 @@ static errint_t add_outputs(struct jobs *jobs, struct store_batch *batch, const 
         struct collected file;
         errint_t error = collect_output(jobs, job, job->outputs[i], &file, err);
         if (!error)
-            error = store_batch_ready_file(batch, &id, steal_fd(&file.fd), file.path,
-                                           file.executable);
+            error =
+                store_batch_ready_file(batch, &id, steal_fd(&file.fd), file.path, file.executable);
         if (error)
             return error;
     }
     return 0;
 }
 
-static errint_t add_result(struct store_batch *batch, const struct job *job,
-                           struct collected *out, uint64_t bytes)
+static errint_t add_result(struct store_batch *batch, const struct job *job, struct collected *out,
+                           uint64_t bytes)
 {
     struct mob_id id = mob_id_with_index(&job->id, MOB_INDEX_FIRST_OUTPUT);
     if (bytes > 0)
@@ -195,8 +194,8 @@ static void settle(struct jobs *jobs, struct job *job, bool ran)
     job_let_go(jobs, &id, 0, 0);
 }
 
-/* Records the end. What can't be stored makes the job a failed one; if not even that can be recorded, it is tried again
- * every second, and the launcher keeps the end meanwhile. */
+/* Records the end. What can't be stored makes the job a failed one; if not even that can be
+ * recorded, it is tried again every second, and the launcher keeps the end meanwhile. */
 static void finish(struct jobs *jobs, struct job *job, struct job_end *end, bool ran)
 {
     struct mob_error err;
@@ -245,8 +244,8 @@ void finish_retry(struct jobs *jobs)
     }
 }
 
-void job_end_without_run(struct jobs *jobs, struct job *job, enum job_state state,
-                         errint_t failure, const char *cause, const char *format, ...)
+void job_end_without_run(struct jobs *jobs, struct job *job, enum job_state state, errint_t failure,
+                         const char *cause, const char *format, ...)
 {
     char text[SENTENCE_BYTES], sentence[SENTENCE_BYTES + 64], digits[MOB_ID_STRING_BYTES];
     va_list args;

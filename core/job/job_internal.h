@@ -1,12 +1,13 @@
 /* What the files of core/job share. Nothing outside this folder includes it.
  *
- * Threads. One loop thread owns the life of jobs: it alone changes a job's state, its waits, the queue and
- * what runs. Other threads submit (which only inserts), count names, and read; they and the loop's changes meet under
- * `lock`, which is held for no longer than it takes to copy a few fields. The loop reads its own fields without it.
- * Others tell the loop something by a post in the mailbox.
+ * Threads. One loop thread owns the life of jobs: it alone changes a job's state, its waits, the
+ * queue and what runs. Other threads submit (which only inserts), count names, and read; they and
+ * the loop's changes meet under `lock`, which is held for no longer than it takes to copy a few
+ * fields. The loop reads its own fields without it. Others tell the loop something by a post in the
+ * mailbox.
  *
- * Lock order: jobs->lock, then the store's own; mailbox_lock and cleaner lock are leaves. Hooks and waiters are called
- * with none. */
+ * Lock order: jobs->lock, then the store's own; mailbox_lock and cleaner lock are leaves. Hooks and
+ * waiters are called with none. */
 #ifndef MOBULA_CORE_JOB_JOB_INTERNAL_H
 #define MOBULA_CORE_JOB_JOB_INTERNAL_H
 
@@ -22,7 +23,8 @@
 
 #define SECOND_NS UINT64_C(1000000000)
 
-/* --- the mailbox: messages carry their own link, so that telling the loop something can't fail --- */
+/* --- the mailbox: messages carry their own link, so that telling the loop something can't fail ---
+ */
 
 enum post_kind {
     POST_SUBMITTED, /* in struct job */
@@ -45,7 +47,7 @@ struct job_wait {
     struct job_wait *next;
     struct jobs *jobs;
     struct job *job; /* NULL: nobody waits any more; freed when its post comes */
-    bool is_job; /* `id` is a job's */
+    bool is_job;     /* `id` is a job's */
     bool failed, done;
     struct mob_id id;
     uint64_t number, token;
@@ -66,7 +68,7 @@ struct job_end {
     uint64_t ended_ns;
     uint64_t wall_ns, user_us, system_us, max_resident_bytes;
     bool stdout_object, stderr_object; /* there are such objects (MOB_INDEX_STDOUT, _STDERR) */
-    char *error; /* one sentence, or NULL */
+    char *error;                       /* one sentence, or NULL */
     char *cause; /* what a job that needed it says; NULL: the same as `error` */
 };
 
@@ -88,8 +90,8 @@ struct job {
     uint32_t attempt;  /* which run this is */
     uint32_t restarts; /* runs lost with their node */
     uint32_t output_count;
-    char **outputs;       /* names; NULL where standard output is the result */
-    uint64_t *numbers;    /* of the output objects, until the end */
+    char **outputs;        /* names; NULL where standard output is the result */
+    uint64_t *numbers;     /* of the output objects, until the end */
     struct job_spec *spec; /* until the end */
     char *broken;          /* why it can't go on after a restart, or NULL */
     struct job_end *end;   /* set before the end is committed; visible by job_has_ended() */
@@ -98,11 +100,11 @@ struct job {
     bool cancelled;        /* asked for, and passed on to the launcher */
     bool holding;          /* has its arguments held */
     struct job_wait *waits;
-    size_t waiting; /* how many of them haven't come */
+    size_t waiting;    /* how many of them haven't come */
     size_t heap_place; /* in the queue, from 1; 0 = not in it */
     struct job_waiter *waiters;
     struct job *running_previous, *running_next;
-    uint32_t exits; /* runs that failed and were tried again */
+    uint32_t exits;         /* runs that failed and were tried again */
     struct job *retry_next; /* its end could not be recorded yet: */
     struct job_end *retry_end;
     bool retrying, retry_ran;
@@ -189,8 +191,9 @@ struct job *table_number(struct jobs *jobs, uint64_t number);       /* lock held
 size_t table_place(struct jobs *jobs, uint64_t number);
 void job_free(struct job *job);
 void job_end_free(struct job_end *end);
-/* Changes how many names and dependents the job has (0: not), and takes it out of the table if it has ended
- * and nothing keeps it: then its holds are dropped, hooks called, and the loop frees it. Without the lock. */
+/* Changes how many names and dependents the job has (0: not), and takes it out of the table if it
+ * has ended and nothing keeps it: then its holds are dropped, hooks called, and the loop frees it.
+ * Without the lock. */
 void job_let_go(struct jobs *jobs, const struct mob_id *id, int names, int dependents);
 /* Whether a reader may see the end: it is on disk. Lock held. */
 bool job_has_ended(struct jobs *jobs, const struct job *job);
@@ -198,7 +201,8 @@ static inline enum job_state job_visible_state(struct jobs *jobs, const struct j
 {
     return job_has_ended(jobs, job) ? job->end->state : job->state;
 }
-void job_set_state(struct jobs *jobs, struct job *job, enum job_state state); /* takes the lock, calls the hook */
+void job_set_state(struct jobs *jobs, struct job *job,
+                   enum job_state state); /* takes the lock, calls the hook */
 
 /* --- record.c --- */
 /* The job as bytes for STORE_TABLE_JOBS; `end` may be NULL. The caller frees. */
@@ -218,7 +222,8 @@ MOB_MUST_CHECK errint_t record_write(struct jobs *jobs, const struct job *job,
                                      struct mob_error *err);
 
 /* --- submit.c --- */
-/* Holds the arguments (objects) and dependencies (jobs) of job->spec. -EINVAL: `text` (may be NULL) is used for the place. */
+/* Holds the arguments (objects) and dependencies (jobs) of job->spec. -EINVAL: `text` (may be NULL)
+ * is used for the place. */
 MOB_MUST_CHECK errint_t job_hold_arguments(struct jobs *jobs, struct job *job, const char *text,
                                            size_t bytes, struct mob_error *err);
 void job_drop_arguments(struct jobs *jobs, struct job *job);
@@ -253,9 +258,8 @@ void users_free(struct jobs *jobs);
 /* The launcher says that a run has ended. */
 void job_run_ended(struct jobs *jobs, struct job *job, const struct launch_report *report);
 /* Ends a job that isn't running. `cause` NULL: the same as `error`. */
-void job_end_without_run(struct jobs *jobs, struct job *job, enum job_state state,
-                         errint_t failure, const char *cause, const char *format, ...)
-    MOB_PRINTF(6, 7);
+void job_end_without_run(struct jobs *jobs, struct job *job, enum job_state state, errint_t failure,
+                         const char *cause, const char *format, ...) MOB_PRINTF(6, 7);
 /* Tries again to record ends that could not be. */
 void finish_retry(struct jobs *jobs);
 /* Runs of a launcher that has died. */
@@ -267,7 +271,8 @@ struct collected {
     bool executable;
     char path[4096];
 };
-/* -EINVAL with a sentence for a person: what is wrong with the output; other codes for what is wrong here. */
+/* -EINVAL with a sentence for a person: what is wrong with the output; other codes for what is
+ * wrong here. */
 MOB_MUST_CHECK errint_t collect_output(struct jobs *jobs, const struct job *job, const char *name,
                                        struct collected *out, struct mob_error *err);
 /* stdout (1) or stderr (2); *bytes is its length. */

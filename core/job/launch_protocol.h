@@ -1,5 +1,5 @@
-/* What server and launcher say to each other, a SOCK_SEQPACKET packet a message. Both are of one build and one machine,
- * yet each side checks what it reads: a server is fed by users. */
+/* What server and launcher say to each other, a SOCK_SEQPACKET packet a message. Both are of one
+ * build and one machine, yet each side checks what it reads: a server is fed by users. */
 #ifndef MOBULA_CORE_JOB_LAUNCH_PROTOCOL_H
 #define MOBULA_CORE_JOB_LAUNCH_PROTOCOL_H
 
@@ -46,11 +46,12 @@ enum launch_report_type {
 enum launch_stage {
     LAUNCH_STAGE_NONE,
     LAUNCH_STAGE_FORK,
-    LAUNCH_STAGE_USER,        /* setgroups, setresgid, setresuid */
+    LAUNCH_STAGE_USER, /* setgroups, setresgid, setresuid */
     LAUNCH_STAGE_STDIN,
     LAUNCH_STAGE_DIRECTORY,
     LAUNCH_STAGE_NOT_FOUND,   /* no such program */
-    LAUNCH_STAGE_INTERPRETER, /* the program is there, what its first line or its header names isn't */
+    LAUNCH_STAGE_INTERPRETER, /* the program is there, what its first line or its header names isn't
+                               */
     LAUNCH_STAGE_EXEC,
 };
 
@@ -59,17 +60,19 @@ struct launch_report {
     uint64_t number;
     uint32_t attempt, stop; /* enum launch_stop */
     uint32_t stage, stage_errno;
-    int32_t pid, status; /* as of wait(2) */
+    int32_t pid, status;           /* as of wait(2) */
     uint64_t started_ns, ended_ns; /* CLOCK_REALTIME */
     uint64_t wall_ns, user_us, system_us, max_resident_bytes;
 };
 
-/* What to run. Strings are borrowed by launch_request_encode(), and point into the body after launch_request_decode(). */
+/* What to run. Strings are borrowed by launch_request_encode(), and point into the body after
+ * launch_request_decode(). */
 struct launch_request {
     uint32_t uid, gid, umask;
     const uint32_t *groups;
     uint32_t group_count;
-    bool plain_paths; /* program and directory are on plain local filesystems, so opening them can't hang */
+    bool plain_paths; /* program and directory are on plain local filesystems, so opening them can't
+                         hang */
     const char *job;  /* the ID, as in MOBULA_JOB of `env` */
     const char *directory;
     const char *stdin_path; /* opened by the job's process; "" = none */
@@ -82,7 +85,8 @@ struct launch_request {
 /* The request as a flat body: a malloc'd buffer. -ENOMEM, -E2BIG. */
 MOB_MUST_CHECK errint_t launch_request_encode(const struct launch_request *request, uint8_t **body,
                                               size_t *bytes);
-/* Checks and reads a body. The lists are malloc'd (launch_request_free()), the strings stay in the body. -EBADMSG, -ENOMEM. */
+/* Checks and reads a body. The lists are malloc'd (launch_request_free()), the strings stay in the
+ * body. -EBADMSG, -ENOMEM. */
 MOB_MUST_CHECK errint_t launch_request_decode(const uint8_t *body, size_t bytes,
                                               struct launch_request *request);
 void launch_request_free(struct launch_request *request);

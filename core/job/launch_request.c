@@ -43,7 +43,8 @@ errint_t launch_request_encode(const struct launch_request *request, uint8_t **b
     return 0;
 }
 
-/* Every string takes at least a byte, so a count above what is left is a lie: nothing is allocated for it. */
+/* Every string takes at least a byte, so a count above what is left is a lie: nothing is allocated
+ * for it. */
 static char **get_list(struct bytes_reader *reader)
 {
     uint32_t count = bytes_get_u32(reader);

@@ -1,8 +1,9 @@
 /* The launcher's loop: commands in, processes started and reaped, reports out.
  *
- * The end of a job is the end of its tree. The launcher is a child subreaper, so whatever a job leaves behind becomes
- * its child; whose it was is told by session, by descent, by MOBULA_JOB in the environment, and for one that has shed all
- * three by age: one that is older than every other run there is can't be another's. */
+ * The end of a job is the end of its tree. The launcher is a child subreaper, so whatever a job
+ * leaves behind becomes its child; whose it was is told by session, by descent, by MOBULA_JOB in
+ * the environment, and for one that has shed all three by age: one that is older than every other
+ * run there is can't be another's. */
 #include "core/job/launcher.h"
 
 #include <errno.h>
@@ -34,12 +35,12 @@
 #define KILL_AGAIN_NS UINT64_C(10000000)
 #define GIVE_UP_NS (60 * SECOND_NS)
 
-/* vfork(2) suspends the launcher until the child has begun its program, and saves copying page tables. Sanitizers keep state
- * in memory that such a child would share. */
+/* vfork(2) suspends the launcher until the child has begun its program, and saves copying page
+ * tables. Sanitizers keep state in memory that such a child would share. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define USE_VFORK false
 #elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) ||                         \
     __has_feature(memory_sanitizer)
 #define USE_VFORK false
 #endif
@@ -57,9 +58,9 @@ struct run {
     uint32_t slot;
     char job[MOB_ID_STRING_BYTES];
     uint64_t started_ns, start_ticks; /* monotonic; 0 = not looked up */
-    uint64_t deadline_ns; /* its timeout; 0 = none */
-    uint64_t kill_ns;     /* from then on SIGKILL; 0 = not stopped */
-    uint64_t check_ns;    /* look again then; 0 = no need */
+    uint64_t deadline_ns;             /* its timeout; 0 = none */
+    uint64_t kill_ns;                 /* from then on SIGKILL; 0 = not stopped */
+    uint64_t check_ns;                /* look again then; 0 = no need */
     uint64_t ended_ns;
     struct run *next_by_number, *next_by_pid;
     struct run *previous, *next; /* all of them */
@@ -128,7 +129,8 @@ static void insert_pid(struct launcher *launcher, struct run *run, pid_t pid)
     *head = run;
 }
 
-/* Its pid may be given out again once its session is empty, so a run that has ended is not found by it. */
+/* Its pid may be given out again once its session is empty, so a run that has ended is not found by
+ * it. */
 static void remove_pid(struct launcher *launcher, struct run *run)
 {
     if (run->pid <= 0)
@@ -210,8 +212,7 @@ static void sync_server(struct launcher *launcher, uint64_t cookie)
     struct launch_report frame = {.number = cookie};
     report(launcher, &frame, LAUNCHED_SYNC_BEGIN);
     for (struct run *run = launcher->first; run; run = run->next)
-        report(launcher, &run->report,
-               run->state == RUN_ENDED ? LAUNCHED_ENDED : LAUNCHED_RUNNING);
+        report(launcher, &run->report, run->state == RUN_ENDED ? LAUNCHED_ENDED : LAUNCHED_RUNNING);
     report(launcher, &frame, LAUNCHED_SYNC_END);
 }
 
@@ -232,8 +233,8 @@ static void arm(struct launcher *launcher, uint64_t at_ns)
     if (launcher->armed_ns && launcher->armed_ns <= at_ns)
         return;
     launcher->armed_ns = at_ns;
-    struct itimerspec when = {.it_value = {.tv_sec = (time_t)(at_ns / SECOND_NS),
-                                           .tv_nsec = (long)(at_ns % SECOND_NS)}};
+    struct itimerspec when = {
+        .it_value = {.tv_sec = (time_t)(at_ns / SECOND_NS), .tv_nsec = (long)(at_ns % SECOND_NS)}};
     timerfd_settime(launcher->timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
 }
 
@@ -275,13 +276,13 @@ static bool is_root_of(struct launcher *launcher, const struct process_entry *en
         find_pid(launcher, entry->session))
         return false;
     char job[64];
-    struct run *owner = process_job(&launcher->scanner, entry->pid, job)
-                            ? find_job(launcher, job)
-                            : NULL;
+    struct run *owner =
+        process_job(&launcher->scanner, entry->pid, job) ? find_job(launcher, job) : NULL;
     return owner ? owner == run : can_only_be_of(launcher, entry, run);
 }
 
-/* Marks in launcher->table what is alive of the run's tree, among the processes from..to. Returns how many. */
+/* Marks in launcher->table what is alive of the run's tree, among the processes from..to. Returns
+ * how many. */
 static size_t mark_tree(struct launcher *launcher, struct run *run, pid_t from, pid_t to)
 {
     errint_t error = process_scan(&launcher->scanner, from, to, &launcher->table);
@@ -301,9 +302,10 @@ static size_t mark_tree(struct launcher *launcher, struct run *run, pid_t from, 
     return count;
 }
 
-/* The same among all processes that can be of the tree. Pids rise until they begin again: of a young run, nothing is
- * below its first process or above the last pid there is. A process that forks and ends between the two looks leaves a pid
- * above, so the last pid must be the same after the look. */
+/* The same among all processes that can be of the tree. Pids rise until they begin again: of a
+ * young run, nothing is below its first process or above the last pid there is. A process that
+ * forks and ends between the two looks leaves a pid above, so the last pid must be the same after
+ * the look. */
 static size_t find_tree(struct launcher *launcher, struct run *run)
 {
     pid_t first = run->pid, last = 0;
@@ -330,7 +332,8 @@ static void signal_tree(struct launcher *launcher, struct run *run, int signal)
             process_signal(&launcher->scanner, &launcher->table.entries[i], signal);
 }
 
-/* The first process has ended: ends what it left, and the run with it when there is nothing left. */
+/* The first process has ended: ends what it left, and the run with it when there is nothing left.
+ */
 static void sweep(struct launcher *launcher, struct run *run)
 {
     uint64_t now = mob_monotonic_ns();
@@ -417,7 +420,8 @@ static void start_process(struct launcher *launcher, struct run *run,
     run->report.stage_errno = (uint32_t)errno;
 }
 
-/* A run that can't even be begun ends like any other, so that the server has one way to hear of it. */
+/* A run that can't even be begun ends like any other, so that the server has one way to hear of it.
+ */
 static void start_run(struct launcher *launcher, const struct launch_command *command,
                       const uint8_t *body, size_t bytes, int stdout_fd, int stderr_fd)
 {
@@ -540,8 +544,8 @@ static void on_run(struct launcher *launcher, const struct launch_command *comma
     if (command->body_bytes <= LAUNCH_BODY_LIMIT && fds[2] >= 0)
         large = malloc((size_t)command->body_bytes + 1);
     /* Copied, not mapped: a file that shrinks must not end the launcher. */
-    if (large && mob_pread_full(fds[2], large, command->body_bytes, 0) !=
-                     (ssize_t)command->body_bytes) {
+    if (large &&
+        mob_pread_full(fds[2], large, command->body_bytes, 0) != (ssize_t)command->body_bytes) {
         free(large);
         large = NULL;
     }

@@ -1,4 +1,5 @@
-/* The job's process before its program begins: session, descriptors, user, input, directory, exec. */
+/* The job's process before its program begins: session, descriptors, user, input, directory, exec.
+ */
 #include "core/job/launcher_child.h"
 
 #include <alloca.h>
@@ -20,7 +21,8 @@ static _Noreturn void fail(const struct launcher_child *child, enum launch_stage
     _exit(stage == LAUNCH_STAGE_NOT_FOUND || stage == LAUNCH_STAGE_INTERPRETER ? 127 : 126);
 }
 
-/* The bare system calls: glibc's functions would tell other threads, which a vfork child must not. */
+/* The bare system calls: glibc's functions would tell other threads, which a vfork child must not.
+ */
 static void become_user(const struct launcher_child *child)
 {
     const struct launch_request *request = child->request;
@@ -91,7 +93,8 @@ static const char *find_path(char *const *environment)
     return "/usr/bin:/bin";
 }
 
-/* Tries one file. Returns only if it can't be run. A file without a known header is a shell script, as in any shell. */
+/* Tries one file. Returns only if it can't be run. A file without a known header is a shell script,
+ * as in any shell. */
 static int try_exec(const struct launch_request *request, const char *path)
 {
     execve(path, request->arguments, request->environment);

@@ -20,8 +20,9 @@ struct launcher_child {
     bool reset_oom_score, change_user;
 };
 
-/* Becomes the job's program, or says why not in the slot and exits with 127 or 126. May run in a vfork(2) child: it
- * changes no memory but its own frames and the slot, allocates nothing and takes no lock. */
+/* Becomes the job's program, or says why not in the slot and exits with 127 or 126. May run in a
+ * vfork(2) child: it changes no memory but its own frames and the slot, allocates nothing and takes
+ * no lock. */
 _Noreturn void launcher_child(const struct launcher_child *child);
 
 #endif

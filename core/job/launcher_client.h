@@ -1,5 +1,5 @@
-/* The server's side of the launcher's socket. Sends may block until the launcher has read what is before them, which it does
- * without waiting for anybody. One thread at a time. */
+/* The server's side of the launcher's socket. Sends may block until the launcher has read what is
+ * before them, which it does without waiting for anybody. One thread at a time. */
 #ifndef MOBULA_CORE_JOB_LAUNCHER_CLIENT_H
 #define MOBULA_CORE_JOB_LAUNCHER_CLIENT_H
 
@@ -11,8 +11,8 @@
 /* Called for each run that the launcher knows: LAUNCHED_RUNNING or LAUNCHED_ENDED. */
 typedef void launcher_known(void *argument, const struct launch_report *report);
 
-/* Throws away what the launcher told a server before, and asks for all it knows. -ETIMEDOUT after ten seconds of
- * silence, -EPIPE if it is gone. */
+/* Throws away what the launcher told a server before, and asks for all it knows. -ETIMEDOUT after
+ * ten seconds of silence, -EPIPE if it is gone. */
 MOB_MUST_CHECK errint_t launcher_sync(int fd, launcher_known *known, void *argument,
                                       struct mob_error *err);
 /* Starts a run. The descriptors stay the caller's. -E2BIG, -ENOMEM, -EPIPE, -EMFILE. */

@@ -34,8 +34,8 @@ static struct post *take_mail(struct jobs *jobs)
     return first;
 }
 
-#define JOB_OF_POST(post, member) \
-    ((struct job *)((char *)(post)-__builtin_offsetof(struct job, member)))
+#define JOB_OF_POST(post, member)                                                                  \
+    ((struct job *)((char *)(post) - __builtin_offsetof(struct job, member)))
 
 /* Their records go together: rm of a hundred thousand names must not be as many transactions. */
 static void delete_jobs(struct jobs *jobs, struct post *gone)
@@ -142,8 +142,8 @@ void loop_arm_timer(struct jobs *jobs)
     jobs->timer_armed = timerfd_settime(jobs->timer_fd, 0, &when, NULL) == 0;
 }
 
-/* That a job runs is put on disk only when it has run for a second: shorter ones would pay a transaction
- * more for nothing, since only the death of the whole node makes use of it. */
+/* That a job runs is put on disk only when it has run for a second: shorter ones would pay a
+ * transaction more for nothing, since only the death of the whole node makes use of it. */
 static bool record_running(struct jobs *jobs)
 {
     uint64_t now = jobs->clock.wall_ns(jobs->clock.context);

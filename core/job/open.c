@@ -1,4 +1,5 @@
-/* Begin and end of the module: jobs come from their records, are held together again, and meet the launcher. */
+/* Begin and end of the module: jobs come from their records, are held together again, and meet the
+ * launcher. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <math.h>
@@ -28,8 +29,8 @@ static errint_t open_work_dir(struct jobs *jobs, const char *path, struct mob_er
     jobs->work_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     if (!jobs->work_dir || jobs->work_fd < 0 || fchmod(jobs->work_fd, 0711))
         return mob_error_set(err, -errno, "%s can't be used: %s", path, strerror(errno));
-    jobs->empty_fd = openat(jobs->work_fd, "empty", O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW,
-                            0400);
+    jobs->empty_fd =
+        openat(jobs->work_fd, "empty", O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0400);
     if (jobs->empty_fd < 0)
         return mob_error_set(err, -errno, "%s can't be written: %s", path, strerror(errno));
     return 0;
@@ -182,8 +183,8 @@ static errint_t load_spec(struct jobs *jobs, struct job *job)
     struct mob_error why;
     cleanup_free void *text = NULL;
     size_t bytes;
-    errint_t error = store_table_get(jobs->store, STORE_TABLE_JOB_DATA, key.bytes, sizeof key,
-                                     &text, &bytes);
+    errint_t error =
+        store_table_get(jobs->store, STORE_TABLE_JOB_DATA, key.bytes, sizeof key, &text, &bytes);
     if (!error)
         error = spec_parse(text, bytes, &job->spec, &why);
     /* The outputs' names are in the record; the spec must still say the same. */
@@ -272,8 +273,7 @@ static errint_t load_jobs(struct jobs *jobs, struct mob_error *err)
 {
     struct loading loading = {.jobs = jobs};
     uint64_t number = 0;
-    errint_t error =
-        store_table_each(jobs->store, STORE_TABLE_JOBS, load_record, &loading);
+    errint_t error = store_table_each(jobs->store, STORE_TABLE_JOBS, load_record, &loading);
     if (!error)
         error = names_each_job(jobs->store, count_name, jobs);
     for (size_t i = 0; !error && i < jobs->order_count; i++) {
@@ -369,7 +369,8 @@ static void adopt(void *argument, const struct launch_report *report)
         keep_report(known, report);
 }
 
-/* Runs that were begun and of which the launcher knows nothing: the record says so, or the files that are there. */
+/* Runs that were begun and of which the launcher knows nothing: the record says so, or the files
+ * that are there. */
 static void find_lost(struct jobs *jobs)
 {
     char name[WORK_NAME_BYTES];
@@ -378,8 +379,8 @@ static void find_lost(struct jobs *jobs)
         if (!job || job->end || job->adopted)
             continue;
         job->run_lost =
-            job->state == JOB_RUNNING || !faccessat(jobs->work_fd, work_name(job, WORK_STDOUT, name),
-                                                    F_OK, AT_SYMLINK_NOFOLLOW);
+            job->state == JOB_RUNNING ||
+            !faccessat(jobs->work_fd, work_name(job, WORK_STDOUT, name), F_OK, AT_SYMLINK_NOFOLLOW);
         if (job->state == JOB_RUNNING)
             job_set_state(jobs, job, JOB_QUEUED);
     }

@@ -1,8 +1,9 @@
 /* Processes as /proc shows them.
  *
- * Reading all of /proc costs a millisecond or more, too much for each end of a short job. Processes are listed
- * there by rising pid, and a directory position is the pid plus a constant, so a scan can begin at a job's
- * own pid: whatever it started is newer. The constant is found by looking, never assumed. */
+ * Reading all of /proc costs a millisecond or more, too much for each end of a short job. Processes
+ * are listed there by rising pid, and a directory position is the pid plus a constant, so a scan
+ * can begin at a job's own pid: whatever it started is newer. The constant is found by looking,
+ * never assumed. */
 #include "core/job/process_tree.h"
 
 #include <ctype.h>
@@ -25,7 +26,8 @@ static pid_t entry_pid(const struct dirent64 *entry)
     return (pid_t)strtol(entry->d_name, NULL, 10);
 }
 
-/* `d_off` of an entry is where the next one begins to be looked for: at that pid + 1, plus a constant. */
+/* `d_off` of an entry is where the next one begins to be looked for: at that pid + 1, plus a
+ * constant. */
 static long find_offset(int proc_fd)
 {
     char buffer[32768];
@@ -131,7 +133,8 @@ errint_t process_scan(struct process_scanner *scanner, pid_t from, pid_t to,
     bool past = false; /* the list rises, so what follows is past `to` as well */
     table->count = 0;
     bool all = from <= 1 || scanner->offset < 0;
-    /* The list of an open directory is not cached by the kernel, so seeking is enough to see it anew. */
+    /* The list of an open directory is not cached by the kernel, so seeking is enough to see it
+     * anew. */
     if (lseek(scanner->proc_fd, all ? 0 : scanner->offset + from, SEEK_SET) < 0)
         return -errno;
     while (!past) {
@@ -144,8 +147,7 @@ errint_t process_scan(struct process_scanner *scanner, pid_t from, pid_t to,
             const struct dirent64 *entry = (const struct dirent64 *)(buffer + at);
             pid_t pid = entry_pid(entry);
             past |= pid > to && scanner->offset >= 0;
-            errint_t error =
-                pid > 0 && pid >= from && pid <= to ? add(scanner, table, pid) : 0;
+            errint_t error = pid > 0 && pid >= from && pid <= to ? add(scanner, table, pid) : 0;
             if (error)
                 return error;
             at += entry->d_reclen;
@@ -216,8 +218,7 @@ void process_signal(struct process_scanner *scanner, const struct process_entry 
 {
     cleanup_fd int fd = (int)syscall(SYS_pidfd_open, entry->pid, 0);
     struct process_entry now;
-    if (fd < 0 || !process_read(scanner, entry->pid, &now) ||
-        now.start_ticks != entry->start_ticks)
+    if (fd < 0 || !process_read(scanner, entry->pid, &now) || now.start_ticks != entry->start_ticks)
         return;
     syscall(SYS_pidfd_send_signal, fd, signal, NULL, 0);
 }

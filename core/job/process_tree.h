@@ -22,7 +22,8 @@ struct process_table {
 
 struct process_scanner {
     int proc_fd;
-    long offset; /* of a pid in the directory's positions; -1: not known, always read from the start */
+    long offset; /* of a pid in the directory's positions; -1: not known, always read from the start
+                  */
 };
 
 /* -errno if /proc is not there. */
@@ -43,10 +44,12 @@ bool process_read(struct process_scanner *scanner, pid_t pid, struct process_ent
 /* Marks every descendant of a marked entry. */
 void process_mark_descendants(struct process_table *table);
 
-/* The value of MOBULA_JOB in the environment that the process was started with. False: none, or not readable. */
+/* The value of MOBULA_JOB in the environment that the process was started with. False: none, or not
+ * readable. */
 bool process_job(struct process_scanner *scanner, pid_t pid, char job[64]);
 
-/* Sends a signal to the process that the entry means, and to no other that has got its number since. */
+/* Sends a signal to the process that the entry means, and to no other that has got its number
+ * since. */
 void process_signal(struct process_scanner *scanner, const struct process_entry *entry, int signal);
 
 #endif

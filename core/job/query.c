@@ -8,9 +8,9 @@
 const char *job_state_name(enum job_state state)
 {
     static const char *const names[] = {
-        [JOB_QUEUED] = "queued",       [JOB_FETCHING] = "fetching",   [JOB_RUNNING] = "running",
-        [JOB_SUCCEEDED] = "succeeded", [JOB_FAILED] = "failed",       [JOB_CANCELLED] = "cancelled",
-        [JOB_TIMED_OUT] = "timed-out", [JOB_LOST] = "lost",           [JOB_REJECTED] = "rejected",
+        [JOB_QUEUED] = "queued",       [JOB_FETCHING] = "fetching", [JOB_RUNNING] = "running",
+        [JOB_SUCCEEDED] = "succeeded", [JOB_FAILED] = "failed",     [JOB_CANCELLED] = "cancelled",
+        [JOB_TIMED_OUT] = "timed-out", [JOB_LOST] = "lost",         [JOB_REJECTED] = "rejected",
     };
     return (size_t)state < MOB_ARRAY_LENGTH(names) ? names[state] : "lost";
 }
@@ -148,8 +148,8 @@ static errint_t spec_text(struct jobs *jobs, uint64_t number, char **text, size_
 {
     struct record_key key = record_key(number);
     cleanup_free void *value = NULL;
-    errint_t error = store_table_get(jobs->store, STORE_TABLE_JOB_DATA, key.bytes, sizeof key,
-                                     &value, bytes);
+    errint_t error =
+        store_table_get(jobs->store, STORE_TABLE_JOB_DATA, key.bytes, sizeof key, &value, bytes);
     if (error)
         return error;
     *text = malloc(*bytes + 1);
@@ -187,7 +187,7 @@ static bool stream_object(const struct job *job, int which, struct mob_id *objec
 {
     bool is_result = which == 1 && job->end->state == JOB_SUCCEEDED && !job->output_count;
     bool made = is_result || (which == 1 ? job->end->stdout_object : job->end->stderr_object);
-    uint32_t index = is_result ? MOB_INDEX_FIRST_OUTPUT
+    uint32_t index = is_result    ? MOB_INDEX_FIRST_OUTPUT
                      : which == 1 ? MOB_INDEX_STDOUT
                                   : MOB_INDEX_STDERR;
     if (made)
@@ -211,8 +211,7 @@ int jobs_stream(struct jobs *jobs, uint64_t number, int which, struct mob_id *ob
         return -ENOENT;
     if (!job_has_ended(jobs, job) && job->state == JOB_RUNNING) {
         char name[WORK_NAME_BYTES];
-        int fd = openat(jobs->work_fd,
-                        work_name(job, which == 1 ? WORK_STDOUT : WORK_STDERR, name),
+        int fd = openat(jobs->work_fd, work_name(job, which == 1 ? WORK_STDOUT : WORK_STDERR, name),
                         O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
         if (fd >= 0)
             return fd;

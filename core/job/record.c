@@ -1,5 +1,6 @@
-/* Records of jobs in LMDB. Whoever can write the state directory can write anything there, and a disk can, too: a record
- * is nothing until its checksum, every length and every range have been checked. */
+/* Records of jobs in LMDB. Whoever can write the state directory can write anything there, and a
+ * disk can, too: a record is nothing until its checksum, every length and every range have been
+ * checked. */
 #include <string.h>
 #include <xxhash.h>
 
@@ -9,7 +10,13 @@
 #define RECORD_MAGIC 0x3142424au /* "JBB1" */
 #define RECORD_TEXT_LIMIT 4096u
 
-enum { RECORD_STDOUT = 1, RECORD_STDERR = 2, RECORD_ERROR = 4, RECORD_CAUSE = 8, RECORD_NAMES = 16 };
+enum {
+    RECORD_STDOUT = 1,
+    RECORD_STDERR = 2,
+    RECORD_ERROR = 4,
+    RECORD_CAUSE = 8,
+    RECORD_NAMES = 16
+};
 
 struct record_key record_key(uint64_t number)
 {
@@ -40,8 +47,9 @@ errint_t record_encode(const struct job *job, const struct job_end *end, uint8_t
     struct bytes_writer writer = {0};
     uint32_t flags = 0;
     if (end)
-        flags |= (end->stdout_object ? RECORD_STDOUT : 0) | (end->stderr_object ? RECORD_STDERR : 0) |
-                 (end->error ? RECORD_ERROR : 0) | (end->cause ? RECORD_CAUSE : 0);
+        flags |= (end->stdout_object ? RECORD_STDOUT : 0) |
+                 (end->stderr_object ? RECORD_STDERR : 0) | (end->error ? RECORD_ERROR : 0) |
+                 (end->cause ? RECORD_CAUSE : 0);
     flags |= job->outputs ? RECORD_NAMES : 0;
     bytes_put_u32(&writer, RECORD_MAGIC);
     bytes_put_u64(&writer, 0); /* the checksum's place */

@@ -1,5 +1,6 @@
-/* Starting a run: its files in work_dir, its arguments and environment, the request to the launcher. Nothing here opens a
- * path under the mount: this process serves it, and would wait for itself. */
+/* Starting a run: its files in work_dir, its arguments and environment, the request to the
+ * launcher. Nothing here opens a path under the mount: this process serves it, and would wait for
+ * itself. */
 #include <fcntl.h>
 #include <stdarg.h>
 #include <string.h>
@@ -80,8 +81,9 @@ static void add_environment(struct jobs *jobs, const struct job *job, const stru
 {
     const char *language = getenv("LANG");
     const char *names[] = {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG"};
-    const char *values[] = {DEFAULT_PATH, user->home,  user->name,
-                            user->name,   user->shell, language && *language ? language : "C.UTF-8"};
+    const char *values[] = {DEFAULT_PATH, user->home,
+                            user->name,   user->name,
+                            user->shell,  language && *language ? language : "C.UTF-8"};
     char digits[MOB_ID_STRING_BYTES];
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(names); i++) {
         size_t length = strlen(names[i]), set = 0;
@@ -101,7 +103,8 @@ static void add_arguments(struct jobs *jobs, const struct job *job, struct strin
 {
     const struct job_spec *spec = job->spec;
     char digits[MOB_ID_STRING_BYTES], name[WORK_NAME_BYTES];
-    if (spec->script_bytes) { /* as the kernel would run it, but also where files can't be executed */
+    if (spec->script_bytes) { /* as the kernel would run it, but also where files can't be executed
+                               */
         strings_add(out, "%s", spec->interpreter);
         if (spec->interpreter_argument)
             strings_add(out, "%s", spec->interpreter_argument);
@@ -120,7 +123,8 @@ static void add_arguments(struct jobs *jobs, const struct job *job, struct strin
     }
 }
 
-/* Programs of the system can be begun by vfork(2): opening them does not wait for a server such as this one. */
+/* Programs of the system can be begun by vfork(2): opening them does not wait for a server such as
+ * this one. */
 static bool is_system_path(struct jobs *jobs, const char *path)
 {
     static const char *const places[] = {"/usr/", "/bin/", "/sbin/"};
@@ -148,7 +152,8 @@ static bool has_plain_paths(struct jobs *jobs, const struct job *job, const char
 
 /* --- files --- */
 
-/* The user's own, so that /dev/stdout can be opened anew; taken back before it becomes an object. */
+/* The user's own, so that /dev/stdout can be opened anew; taken back before it becomes an object.
+ */
 static int make_file(struct jobs *jobs, const struct job *job, enum work_file file, mode_t mode)
 {
     char name[WORK_NAME_BYTES];
@@ -170,8 +175,8 @@ static errint_t make_scratch(struct jobs *jobs, const struct job *job)
     work_name(job, WORK_SCRATCH, name);
     if (mkdirat(jobs->work_fd, name, 0700))
         return -errno;
-    if (jobs->uid == 0 && job->uid != 0 && fchownat(jobs->work_fd, name, job->uid, job->gid,
-                                                    AT_SYMLINK_NOFOLLOW))
+    if (jobs->uid == 0 && job->uid != 0 &&
+        fchownat(jobs->work_fd, name, job->uid, job->gid, AT_SYMLINK_NOFOLLOW))
         return -errno;
     return 0;
 }
@@ -181,8 +186,8 @@ static errint_t make_script(struct jobs *jobs, const struct job *job)
     struct record_key key = record_key(job->number);
     cleanup_free void *text = NULL;
     size_t bytes;
-    errint_t error = store_table_get(jobs->store, STORE_TABLE_JOB_DATA, key.bytes, sizeof key,
-                                     &text, &bytes);
+    errint_t error =
+        store_table_get(jobs->store, STORE_TABLE_JOB_DATA, key.bytes, sizeof key, &text, &bytes);
     if (error)
         return error;
     cleanup_fd int fd = make_file(jobs, job, WORK_SCRIPT, 0500);

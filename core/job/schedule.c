@@ -1,9 +1,9 @@
 /* The queue: a heap of jobs that only wait for CPUs.
  *
- * A priority step is worth 30 seconds of waiting. Since every job in the queue ages alike, their order never
- * changes while they wait: the key is priority * 30 s + time of submission, and first in is first out within a
- * priority. The first that does not fit keeps what becomes free until it fits: small jobs behind it don't
- * pass, so a big one is not starved. */
+ * A priority step is worth 30 seconds of waiting. Since every job in the queue ages alike, their
+ * order never changes while they wait: the key is priority * 30 s + time of submission, and first
+ * in is first out within a priority. The first that does not fit keeps what becomes free until it
+ * fits: small jobs behind it don't pass, so a big one is not starved. */
 #include "core/job/job_internal.h"
 
 #define STEP_NS (INT64_C(30) * INT64_C(1000000000))

@@ -1,5 +1,5 @@
-/* Safe recursive removal. A subdirectory is first moved up beside its parent under a name of ours, so that the tree becomes a
- * list: no depth, no path that could be swapped under us. */
+/* Safe recursive removal. A subdirectory is first moved up beside its parent under a name of ours,
+ * so that the tree becomes a list: no depth, no path that could be swapped under us. */
 #include "core/job/scratch.h"
 
 #include <dirent.h>
@@ -54,8 +54,7 @@ static errint_t move_up(int dir_fd, const char *name, int top_fd, struct name_li
 {
     static atomic_ulong counter;
     char moved[NAME_BYTES];
-    snprintf(moved, sizeof moved, ".removed-%d-%lu", (int)getpid(),
-             atomic_fetch_add(&counter, 1));
+    snprintf(moved, sizeof moved, ".removed-%d-%lu", (int)getpid(), atomic_fetch_add(&counter, 1));
     int fd = take_directory(dir_fd, name); /* moving one needs the right to write into it */
     if (fd >= 0)
         close(fd);

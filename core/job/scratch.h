@@ -1,4 +1,5 @@
-/* Removing what users have left in work_dir, without following a link and without stopping the loop. */
+/* Removing what users have left in work_dir, without following a link and without stopping the
+ * loop. */
 #ifndef MOBULA_CORE_JOB_SCRATCH_H
 #define MOBULA_CORE_JOB_SCRATCH_H
 
@@ -7,9 +8,10 @@
 
 #include "core/base/error.h"
 
-/* Removes `name` in `dir_fd`, a file or a tree of any depth, which its owner may still be changing. No link is followed, nothing outside
- * is touched, neither stack nor descriptors grow with its depth. Blocks as long as it takes. -ENOTEMPTY when somebody keeps
- * filling it. 0 if there is none. */
+/* Removes `name` in `dir_fd`, a file or a tree of any depth, which its owner may still be changing.
+ * No link is followed, nothing outside is touched, neither stack nor descriptors grow with its
+ * depth. Blocks as long as it takes. -ENOTEMPTY when somebody keeps filling it. 0 if there is none.
+ */
 MOB_MUST_CHECK errint_t scratch_remove(int dir_fd, const char *name);
 
 /* A thread that does that for what is large. */

@@ -1,4 +1,5 @@
-/* Job specs: from text to struct job_spec. One function a field; the table at the end names them. */
+/* Job specs: from text to struct job_spec. One function a field; the table at the end names them.
+ */
 #include "core/job/spec.h"
 
 #include <math.h>
@@ -51,10 +52,10 @@ static void path_text(const struct spec_path *path, char *out, size_t out_bytes)
     size_t used = 0;
     out[0] = '\0';
     for (size_t i = 0; i < path->count && used < out_bytes; i++) {
-        int more = path->steps[i].key
-                       ? snprintf(out + used, out_bytes - used, "%s%s", i ? "." : "",
-                                  path->steps[i].key)
-                       : snprintf(out + used, out_bytes - used, "[%zu]", path->steps[i].index);
+        int more =
+            path->steps[i].key
+                ? snprintf(out + used, out_bytes - used, "%s%s", i ? "." : "", path->steps[i].key)
+                : snprintf(out + used, out_bytes - used, "[%zu]", path->steps[i].index);
         used += more > 0 ? (size_t)more : 0;
     }
 }
@@ -337,8 +338,7 @@ static errint_t parse_env(struct parser *p, const json_t *value, struct spec_pat
             return bad(p, at_key(place), "is set by mobula itself");
         if (!json_is_string(content))
             return bad(p, place, "expected a string, found %s", type_name(content));
-        errint_t error =
-            count_argument(p, place, strlen(name) + 1 + json_string_length(content));
+        errint_t error = count_argument(p, place, strlen(name) + 1 + json_string_length(content));
         if (error)
             return error;
         if (asprintf(&spec->env[spec->env_count], "%s=%s", name, json_string_value(content)) < 0)
@@ -483,13 +483,27 @@ static const struct field {
     const char *name;
     errint_t (*parse)(struct parser *p, const json_t *value, struct spec_path path);
 } fields[] = {
-    {"outputs", parse_outputs},   {"command", parse_command},     {"stdin", parse_stdin},
-    {"env", parse_env},           {"cwd", parse_cwd},             {"timeout", parse_timeout},
-    {"resources", parse_resources}, {"retries", parse_retries},   {"retry_on", parse_retry_on},
-    {"after", parse_after},       {"priority", parse_priority},   {"refs", parse_refs},
-    {"sandbox", parse_sandbox},   {"node", not_supported},        {"near", not_supported},
-    {"actor", not_supported},     {"call", not_supported},        {"pool", not_supported},
-    {"method", not_supported},    {"params", not_supported},      {"restarts", not_supported},
+    {"outputs", parse_outputs},
+    {"command", parse_command},
+    {"stdin", parse_stdin},
+    {"env", parse_env},
+    {"cwd", parse_cwd},
+    {"timeout", parse_timeout},
+    {"resources", parse_resources},
+    {"retries", parse_retries},
+    {"retry_on", parse_retry_on},
+    {"after", parse_after},
+    {"priority", parse_priority},
+    {"refs", parse_refs},
+    {"sandbox", parse_sandbox},
+    {"node", not_supported},
+    {"near", not_supported},
+    {"actor", not_supported},
+    {"call", not_supported},
+    {"pool", not_supported},
+    {"method", not_supported},
+    {"params", not_supported},
+    {"restarts", not_supported},
     {"max", not_supported},
 };
 

@@ -1,7 +1,8 @@
 /* Job specs: text that a user dropped becomes a checked struct job_spec, or an error with a place.
  *
- * The text is a JSON object, or a script whose first line is `#!` with options in `#MOBULA key = value` lines
- * (mobula-job(5)). Nothing here knows the store: whether an object exists is checked at submission. */
+ * The text is a JSON object, or a script whose first line is `#!` with options in `#MOBULA key =
+ * value` lines (mobula-job(5)). Nothing here knows the store: whether an object exists is checked
+ * at submission. */
 #ifndef MOBULA_CORE_JOB_SPEC_H
 #define MOBULA_CORE_JOB_SPEC_H
 
@@ -27,9 +28,9 @@ enum spec_word_kind { SPEC_WORD_TEXT, SPEC_WORD_OBJECT, SPEC_WORD_REF, SPEC_WORD
 
 struct spec_word {
     enum spec_word_kind kind;
-    char *text;      /* SPEC_WORD_TEXT */
+    char *text;       /* SPEC_WORD_TEXT */
     struct mob_id id; /* SPEC_WORD_OBJECT, SPEC_WORD_REF */
-    size_t output;   /* SPEC_WORD_OUTPUT: its place in `outputs` */
+    size_t output;    /* SPEC_WORD_OUTPUT: its place in `outputs` */
 };
 
 enum spec_stdin { SPEC_STDIN_NULL, SPEC_STDIN_TEXT, SPEC_STDIN_OBJECT };
@@ -63,14 +64,16 @@ struct job_spec {
     struct spec_ids refs;  /* objects */
 };
 
-/* 0 and *out, which the caller frees by spec_free(); -EINVAL with line, column, field and what was expected; -EFBIG
- * is not used: a text that is too long is -EINVAL too; -ENOMEM. `text` needs no terminator and is not kept. */
+/* 0 and *out, which the caller frees by spec_free(); -EINVAL with line, column, field and what was
+ * expected; -EFBIG is not used: a text that is too long is -EINVAL too; -ENOMEM. `text` needs no
+ * terminator and is not kept. */
 MOB_MUST_CHECK errint_t spec_parse(const char *text, size_t bytes, struct job_spec **out,
                                    struct mob_error *err);
 void spec_free(struct job_spec *spec);
 
-/* Where a field stands, for errors found after parsing (an object that does not exist): line and column of the
- * `place`th element of `field` (SIZE_MAX: of the field itself). Zero where it can't be found. */
+/* Where a field stands, for errors found after parsing (an object that does not exist): line and
+ * column of the `place`th element of `field` (SIZE_MAX: of the field itself). Zero where it can't
+ * be found. */
 void spec_place(const char *text, size_t bytes, const char *field, size_t place, unsigned *line,
                 unsigned *column);
 

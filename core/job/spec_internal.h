@@ -18,8 +18,8 @@ struct spec_path {
     bool at_key; /* the key of the last step is meant, not its value */
 };
 
-/* Line and column (1-based, in characters) of a path in JSON text that jansson has accepted. False, and both 0, if
- * there is no such place. Safe with any text. */
+/* Line and column (1-based, in characters) of a path in JSON text that jansson has accepted. False,
+ * and both 0, if there is no such place. Safe with any text. */
 bool spec_locate(const char *text, size_t bytes, const struct spec_path *path, unsigned *line,
                  unsigned *column);
 /* Line and column of a byte. */
@@ -28,8 +28,8 @@ void spec_line_column(const char *text, size_t bytes, size_t offset, unsigned *l
 /* The offset of the first bracket that nests deeper than SPEC_DEPTH_LIMIT, or `bytes`. */
 size_t spec_too_deep(const char *text, size_t bytes);
 
-/* Reads the options of a script into a JSON object as if it had been dropped as JSON, with the interpreter of its
- * first line. */
+/* Reads the options of a script into a JSON object as if it had been dropped as JSON, with the
+ * interpreter of its first line. */
 MOB_MUST_CHECK errint_t spec_script_options(const char *text, size_t bytes, json_t **options,
                                             struct job_spec *spec, struct mob_error *err);
 /* Where the value (or the key) of an option stands in a script. */

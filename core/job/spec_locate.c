@@ -1,6 +1,6 @@
-/* Places in JSON text: jansson keeps none, so an error that is found in the parsed values is located by walking the
- * text a second time. The text has been accepted by jansson, yet nothing here relies on that: every step
- * is bounded by the end of the text. */
+/* Places in JSON text: jansson keeps none, so an error that is found in the parsed values is
+ * located by walking the text a second time. The text has been accepted by jansson, yet nothing
+ * here relies on that: every step is bounded by the end of the text. */
 #include <string.h>
 
 #include "core/base/util.h"

@@ -1,6 +1,6 @@
-/* Scripts as specs: a file whose first line is `#!` runs as it is; comment lines `#MOBULA key = value` before the
- * first line of code are its options, as in sbatch. They become the JSON object that would have said the
- * same, so that every check is written once. */
+/* Scripts as specs: a file whose first line is `#!` runs as it is; comment lines `#MOBULA key =
+ * value` before the first line of code are its options, as in sbatch. They become the JSON object
+ * that would have said the same, so that every check is written once. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -100,8 +100,8 @@ static json_t *value_list(const char *text, size_t bytes)
     return list;
 }
 
-/* The JSON value that the text of an option stands for; what isn't what the field wants is left to the field's own
- * check. NULL: no memory. */
+/* The JSON value that the text of an option stands for; what isn't what the field wants is left to
+ * the field's own check. NULL: no memory. */
 static json_t *option_value(const struct option *option)
 {
     const char *text = option->value;
@@ -113,7 +113,8 @@ static json_t *option_value(const struct option *option)
     struct mob_id id;
     if (key_is(option, "stdin") && mob_id_parse(text, bytes, &id))
         return json_pack("{s:o}", "object", json_stringn(text, bytes));
-    if (key_is(option, "resources.cpu") || key_is(option, "retries") || key_is(option, "priority")) {
+    if (key_is(option, "resources.cpu") || key_is(option, "retries") ||
+        key_is(option, "priority")) {
         json_t *number = json_loadb(text, bytes, JSON_DECODE_ANY, NULL);
         if (json_is_number(number))
             return number;
@@ -165,7 +166,8 @@ static errint_t add_option(json_t *root, const struct option *option, struct mob
     return 0;
 }
 
-/* The interpreter and its argument, split as the kernel does: at the first blank, the rest is one argument. */
+/* The interpreter and its argument, split as the kernel does: at the first blank, the rest is one
+ * argument. */
 static errint_t parse_interpreter(const char *text, size_t bytes, struct job_spec *spec,
                                   struct mob_error *err)
 {

@@ -19,7 +19,8 @@ struct argument {
     size_t place; /* SIZE_MAX: the field itself */
 };
 
-/* The `cursor`th object that the spec names; false past the end, true with id NULL where there is none. */
+/* The `cursor`th object that the spec names; false past the end, true with id NULL where there is
+ * none. */
 static bool argument_at(const struct job_spec *spec, size_t cursor, struct argument *out)
 {
     *out = (struct argument){.field = "command", .place = cursor};
@@ -220,8 +221,8 @@ static errint_t reserve_outputs(struct jobs *jobs, struct job *job, struct store
         struct mob_id id = mob_id_with_index(&job->id, MOB_INDEX_FIRST_OUTPUT + i);
         errint_t error = store_new_number(jobs->store, &job->numbers[i]);
         if (!error)
-            error = store_batch_pending(batch, &id, job->uid, job->gid, job->umask,
-                                        job->numbers[i], NULL);
+            error = store_batch_pending(batch, &id, job->uid, job->gid, job->umask, job->numbers[i],
+                                        NULL);
         if (error)
             return error;
     }
@@ -242,8 +243,8 @@ static errint_t fill_batch(struct jobs *jobs, struct job *job, uint64_t staged, 
     return error;
 }
 
-/* In the table before it is on disk, so that the name, once it is a link, leads somewhere; nobody can know
- * the ID before. */
+/* In the table before it is on disk, so that the name, once it is a link, leads somewhere; nobody
+ * can know the ID before. */
 static errint_t record_job(struct jobs *jobs, struct job *job, uint64_t staged, const char *text,
                            size_t bytes, struct mob_error *err)
 {
@@ -288,8 +289,8 @@ static errint_t reject(struct jobs *jobs, struct job *job, uint64_t staged, cons
     job->end->exit_code = EXIT_CODE_NEVER_RAN;
     job->end->ended_ns = job->submitted_ns;
     job->end->error = job_sentence(mob_error_format(why, sentence, sizeof sentence));
-    errint_t error = record_job(jobs, job, staged, text, bytes > SPEC_TEXT_LIMIT ? 0 : bytes,
-                                &failure);
+    errint_t error =
+        record_job(jobs, job, staged, text, bytes > SPEC_TEXT_LIMIT ? 0 : bytes, &failure);
     if (error) {
         if (err)
             *err = failure;

@@ -1,4 +1,5 @@
-/* The table of jobs: by ID a hash of lists, by number an array in rising order, which is the order of listing too. */
+/* The table of jobs: by ID a hash of lists, by number an array in rising order, which is the order
+ * of listing too. */
 #include <string.h>
 
 #include "core/job/job_internal.h"

@@ -1,5 +1,5 @@
-/* Users as jobs need them: name, home, shell, groups. Looking one up may ask a directory service, so it is kept
- * for a minute. The loop's own. */
+/* Users as jobs need them: name, home, shell, groups. Looking one up may ask a directory service,
+ * so it is kept for a minute. The loop's own. */
 #include <grp.h>
 #include <pwd.h>
 #include <string.h>

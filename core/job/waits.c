@@ -1,5 +1,6 @@
-/* What a job waits for: objects that its argument list names by value, and the ends of other jobs. Each wait is a callback at
- * the store or at the other job; it only posts, so a chain of failures is walked by the loop, not by the stack. */
+/* What a job waits for: objects that its argument list names by value, and the ends of other jobs.
+ * Each wait is a callback at the store or at the other job; it only posts, so a chain of failures
+ * is walked by the loop, not by the stack. */
 #include <string.h>
 
 #include "core/job/job_internal.h"
@@ -26,8 +27,7 @@ static void object_failed(struct jobs *jobs, struct job *job, const struct mob_i
     struct object_info info;
     cleanup_free char *cause = NULL;
     mob_id_format(id, digits);
-    if (store_find(jobs->store, id, &info) ||
-        store_failure(jobs->store, info.number, &cause)) {
+    if (store_find(jobs->store, id, &info) || store_failure(jobs->store, info.number, &cause)) {
         job_end_without_run(jobs, job, JOB_FAILED, -EIO, NULL, "needs %s, which is gone", digits);
         return;
     }

@@ -56,9 +56,9 @@ MOB_MUST_CHECK errint_t staged_opened(struct store *store, uint64_t number);
  * any other must be committed (or discarded) by the caller. */
 uint32_t staged_closed(struct store *store, uint64_t number);
 
-/* Notes in its record that every writer has closed it (or that one writes again), before the close is
- * answered: if the mount itself dies before the commit, the next start commits it rather than discarding
- * it. */
+/* Notes in its record that every writer has closed it (or that one writes again), before the close
+ * is answered: if the mount itself dies before the commit, the next start commits it rather than
+ * discarding it. */
 void staged_mark_closed(struct store *store, uint64_t number, bool closed);
 
 /* A descriptor of the data file, owned by the store, valid until the staged file goes. With
