@@ -6,6 +6,7 @@
 # MOBULA_TEST_HELPERS    folder with the compiled helpers/*.c
 # MOBULA_TEST_TRANSPORT  io_uring or device (default: io_uring where the kernel has it on)
 # MOBULA_TEST_SLOW       factor for deadlines, e.g. 5 under a sanitizer
+# MOBULA_TEST_KEEP_LOGS  folder where the daemons' logs are kept
 #
 # The tests run as whoever runs bats. bats traces each command, so long loops stand in `bash -c`.
 
@@ -344,14 +345,14 @@ stop_mount() {
             umount -l "$mountpoint" 2>/dev/null || fusermount3 -uz "$mountpoint" || true
         done < <(awk '{print $5}' /proc/self/mountinfo | grep -F "$ROOM" | sort -r)
     fi
-    # A report of a sanitizer fails the file, wherever it was written.
-    if grep -E 'ERROR: (Address|Leak)Sanitizer|WARNING: ThreadSanitizer|runtime error:' "$STATE"/log; then
-        echo "^ reports of a sanitizer in the daemon's log"
-        grep -A 40 -m 1 -E 'ERROR: (Address|Leak)Sanitizer|WARNING: ThreadSanitizer|runtime error:' "$STATE"/log
+    # A report of a sanitizer fails the file, whichever daemon of this room wrote it.
+    local reports='ERROR: (Address|Leak)Sanitizer|WARNING: ThreadSanitizer|runtime error:'
+    if grep -m 3 -A 40 -E "$reports" "$ROOM"/*/log; then
+        echo "^ reports of a sanitizer in a daemon's log"
         status=1
     fi
     if [[ -n ${MOBULA_TEST_KEEP_LOGS:-} ]]; then
-        cp "$STATE/log" "$MOBULA_TEST_KEEP_LOGS/$(basename "$BATS_TEST_FILENAME").$MOBULA_TEST_TRANSPORT.$EUID.log"
+        cat "$ROOM"/*/log >"$MOBULA_TEST_KEEP_LOGS/${BATS_TEST_FILENAME##*/}.$MOBULA_TEST_TRANSPORT.$EUID.log"
     fi
     rm -rf --one-file-system "$ROOM"
     return "$status"
