@@ -115,18 +115,8 @@ static void directory_set_attributes(fuse_req_t request, uint64_t node, struct s
 {
     (void)file;
     struct name_info info;
-    unsigned set = 0;
-    uint64_t mtime_ns = 0;
-    set |= valid & FUSE_SET_ATTR_MODE ? NAMES_SET_MODE : 0;
-    set |= valid & FUSE_SET_ATTR_UID ? NAMES_SET_UID : 0;
-    set |= valid & FUSE_SET_ATTR_GID ? NAMES_SET_GID : 0;
-    if (valid & (FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_MTIME_NOW)) {
-        set |= NAMES_SET_MTIME;
-        mtime_ns = valid & FUSE_SET_ATTR_MTIME_NOW
-                       ? mob_realtime_ns()
-                       : (uint64_t)wanted->st_mtim.tv_sec * 1000000000u +
-                             (uint64_t)wanted->st_mtim.tv_nsec;
-    }
+    uint64_t mtime_ns;
+    unsigned set = wanted_fields(wanted, valid, &mtime_ns);
     errint_t error =
         names_set_directory(fs_of(request)->store, node_number(node), set, wanted->st_mode,
                             wanted->st_uid, wanted->st_gid, mtime_ns, &info);

@@ -88,8 +88,8 @@ struct store_hooks fs_store_hooks(struct fs *fs)
 
 struct jobs_hooks fs_jobs_hooks(struct fs *fs)
 {
-    return (struct jobs_hooks){
-        .context = fs, .job_changed = fs_job_changed, .job_gone = fs_job_gone};
+    /* Attributes of a job's files are never cached, so its changes need no word. */
+    return (struct jobs_hooks){.context = fs, .job_gone = fs_job_gone};
 }
 
 static void adopt(void *argument, struct handle *handle, uint64_t fh)

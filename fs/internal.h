@@ -138,6 +138,11 @@ void reply_entry(fuse_req_t request, uint64_t node, const struct stat *st, doubl
 /* As reply_entry(), with the node's own attributes. */
 void reply_node(fuse_req_t request, uint64_t node, double entry_timeout);
 void reply_attributes(fuse_req_t request, uint64_t node);
+/* Drops the kernel's copy of the node's attributes, if it may have one. It takes no lock in the
+ * kernel that a request of ours may hold, so any thread may do it. */
+void forget_attributes(struct fs *fs, uint64_t node);
+/* SETATTR's `valid` as NAMES_SET_* bits, and the time that it asks for. */
+unsigned wanted_fields(const struct stat *wanted, int valid, uint64_t *mtime_ns);
 /* Answers a read from text, cut to `offset` and `bytes`. */
 void reply_text(fuse_req_t request, const char *text, size_t text_bytes, size_t bytes,
                 uint64_t offset);
@@ -191,7 +196,6 @@ void directory_lookup_continue(struct parked *parked);
 /* --- jobs.c --- */
 void job_open_continue(struct fs *fs, struct parked *parked);
 void job_poll_again(struct fs *fs, uint64_t fh, struct handle *handle);
-void fs_job_changed(void *context, uint64_t number);
 void fs_job_gone(void *context, uint64_t number, const struct mob_id *id);
 
 /* --- nodes.c, metrics.c --- */

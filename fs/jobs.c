@@ -61,19 +61,10 @@ static bool file_exists(const struct job_info *info, unsigned file)
     return file != FILE_RESULT || info->has_result;
 }
 
-void fs_job_changed(void *context, uint64_t number)
-{
-    (void)context; /* attributes of a job's files are never cached */
-    (void)number;
-}
-
 void fs_job_gone(void *context, uint64_t number, const struct mob_id *id)
 {
-    struct fs *fs = context;
-    uint64_t node = node_id(NODE_JOB, 0, number);
     (void)id;
-    if (fs->known && known_may_have(fs->known, node))
-        (void)transport_invalidate_inode(fs->transport, node, -1, 0);
+    forget_attributes(context, node_id(NODE_JOB, 0, number));
 }
 
 /* --- the directory --- */

@@ -23,18 +23,9 @@ static errint_t object_attributes(struct fs *fs, uint64_t node, struct stat *out
     return 0;
 }
 
-/* Drops the kernel's copy of an object's attributes. It takes no lock in the kernel that a request
- * of ours may hold, so any thread may do it. */
-static void forget_attributes(struct fs *fs, uint64_t number)
-{
-    uint64_t node = node_id(NODE_OBJECT, 0, number);
-    if (fs->known && known_may_have(fs->known, node))
-        (void)transport_invalidate_inode(fs->transport, node, -1, 0);
-}
-
 void fs_object_changed(void *context, uint64_t number)
 {
-    forget_attributes(context, number);
+    forget_attributes(context, node_id(NODE_OBJECT, 0, number));
 }
 
 /* The name stays in the kernel's cache, but leads nowhere: every use of it asks for attributes
@@ -44,7 +35,7 @@ void fs_object_changed(void *context, uint64_t number)
 void fs_object_freed(void *context, uint64_t number, const struct mob_id *id)
 {
     (void)id;
-    forget_attributes(context, number);
+    forget_attributes(context, node_id(NODE_OBJECT, 0, number));
 }
 
 static int open_data_file(void *context, uint64_t file)

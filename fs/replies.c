@@ -33,6 +33,29 @@ void reply_entry(fuse_req_t request, uint64_t node, const struct stat *st, doubl
     fuse_reply_entry(request, &entry);
 }
 
+void forget_attributes(struct fs *fs, uint64_t node)
+{
+    if (fs->known && known_may_have(fs->known, node))
+        (void)transport_invalidate_inode(fs->transport, node, -1, 0);
+}
+
+unsigned wanted_fields(const struct stat *wanted, int valid, uint64_t *mtime_ns)
+{
+    unsigned set = 0;
+    *mtime_ns = 0;
+    set |= valid & FUSE_SET_ATTR_MODE ? NAMES_SET_MODE : 0;
+    set |= valid & FUSE_SET_ATTR_UID ? NAMES_SET_UID : 0;
+    set |= valid & FUSE_SET_ATTR_GID ? NAMES_SET_GID : 0;
+    if (valid & (FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_MTIME_NOW)) {
+        set |= NAMES_SET_MTIME;
+        *mtime_ns = valid & FUSE_SET_ATTR_MTIME_NOW
+                        ? mob_realtime_ns()
+                        : (uint64_t)wanted->st_mtim.tv_sec * 1000000000u +
+                              (uint64_t)wanted->st_mtim.tv_nsec;
+    }
+    return set;
+}
+
 void reply_node(fuse_req_t request, uint64_t node, double entry_timeout)
 {
     struct stat st;

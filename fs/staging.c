@@ -668,21 +668,11 @@ static void staged_set_attributes(fuse_req_t request, uint64_t node, struct stat
 {
     (void)file;
     struct fs *fs = fs_of(request);
-    uint64_t number = node_number(node), mtime_ns = 0;
-    unsigned set = 0;
+    uint64_t number = node_number(node), mtime_ns;
+    unsigned set = wanted_fields(wanted, valid, &mtime_ns);
     errint_t error = 0;
     if (valid & FUSE_SET_ATTR_SIZE)
         error = staged_truncate(fs->store, number, (uint64_t)wanted->st_size);
-    set |= valid & FUSE_SET_ATTR_MODE ? NAMES_SET_MODE : 0;
-    set |= valid & FUSE_SET_ATTR_UID ? NAMES_SET_UID : 0;
-    set |= valid & FUSE_SET_ATTR_GID ? NAMES_SET_GID : 0;
-    if (valid & (FUSE_SET_ATTR_MTIME | FUSE_SET_ATTR_MTIME_NOW)) {
-        set |= NAMES_SET_MTIME;
-        mtime_ns = valid & FUSE_SET_ATTR_MTIME_NOW
-                       ? mob_realtime_ns()
-                       : (uint64_t)wanted->st_mtim.tv_sec * 1000000000u +
-                             (uint64_t)wanted->st_mtim.tv_nsec;
-    }
     if (!error && set)
         error = staged_set(fs->store, number, set, wanted->st_mode, wanted->st_uid, wanted->st_gid,
                            mtime_ns);
