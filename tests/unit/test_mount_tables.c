@@ -2,6 +2,8 @@
 #include "unit.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -12,12 +14,15 @@
 #include "fs/node.h"
 #include "fs/waiting.h"
 
-/* The kernel's side of passthrough, played: these stand before the library's own. */
-static int next_backing_id = 1, open_registrations;
+/* The kernel's side of passthrough, played: these stand before the library's own. It keeps the open
+ * file that it is given (here: the last one). */
+static int next_backing_id = 1, open_registrations, kept_fd = -1;
 int transport_backing_open(struct transport *transport, int fd)
 {
     (void)transport;
-    (void)fd;
+    if (kept_fd >= 0)
+        close(kept_fd);
+    kept_fd = dup(fd);
     open_registrations++;
     return next_backing_id++;
 }
@@ -27,6 +32,16 @@ errint_t transport_backing_close(struct transport *transport, int backing_id)
     (void)backing_id;
     open_registrations--;
     return 0;
+}
+
+/* Not standard input, which a test may have been given anything as. */
+static int a_file(void)
+{
+    static int fd = -1;
+    if (fd < 0)
+        fd = memfd_create("data file", MFD_CLOEXEC);
+    assert_true(fd >= 0);
+    return fd;
 }
 
 static void *new_area(void)
@@ -140,7 +155,7 @@ static void a_data_file_has_one_registration_at_a_time(void **state)
     assert_int_equal(handles_open(area, &handles), 0);
     assert_int_equal(backing_open(handles_backing_slots(handles), NULL, &backing), 0);
     assert_int_equal(backing_get(backing, 7, -1), -EBADF);
-    int id = backing_get(backing, 7, 0);
+    int id = backing_get(backing, 7, a_file());
     assert_true(id > 0);
     assert_int_equal(backing_get(backing, 7, -1), id);
     assert_int_equal(open_registrations, 1);
@@ -162,6 +177,34 @@ static void a_data_file_has_one_registration_at_a_time(void **state)
     munmap(area, handles_bytes());
 }
 
+static void a_registration_keeps_no_lease_of_a_dead_server(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/mobula-unit-XXXXXX";
+    void *area = new_area();
+    struct handles *handles;
+    struct backing *backing;
+    signal(SIGIO, SIG_IGN); /* what breaking a lease sends */
+    close(mkstemp(path));
+    int fd = open(path, O_RDONLY);
+    assert_int_equal(handles_open(area, &handles), 0);
+    assert_int_equal(backing_open(handles_backing_slots(handles), NULL, &backing), 0);
+    assert_true(backing_get(backing, 7, fd) > 0);
+    assert_int_equal(fcntl(fd, F_SETLEASE, F_RDLCK), 0); /* "does anybody write?", and then */
+    close(fd);                                           /* the server is killed */
+    int writer = open(path, O_RDWR | O_NONBLOCK);
+    assert_true(writer >= 0); /* EWOULDBLOCK: the lease is there, for 45 s */
+    fd = open(path, O_RDONLY);
+    close(writer);
+    assert_int_equal(fcntl(fd, F_SETLEASE, F_WRLCK), 0); /* what is kept is no reader of it */
+    close(fd);
+    backing_put(backing, 7);
+    backing_close(backing);
+    handles_close(handles);
+    munmap(area, handles_bytes());
+    unlink(path);
+}
+
 static void idle_registrations_are_kept_up_to_a_limit(void **state)
 {
     (void)state;
@@ -172,7 +215,7 @@ static void idle_registrations_are_kept_up_to_a_limit(void **state)
     assert_int_equal(handles_open(area, &handles), 0);
     assert_int_equal(backing_open(handles_backing_slots(handles), NULL, &backing), 0);
     for (uint64_t file = 1; file <= 10000; file++) {
-        assert_true(backing_get(backing, file, 0) > 0);
+        assert_true(backing_get(backing, file, a_file()) > 0);
         backing_put(backing, file);
     }
     assert_true(open_registrations <= 4096);
@@ -255,6 +298,7 @@ int main(void)
         cmocka_unit_test(handles_outlive_their_server),
         cmocka_unit_test(a_handle_opens_its_data_file_once),
         cmocka_unit_test(a_data_file_has_one_registration_at_a_time),
+        cmocka_unit_test(a_registration_keeps_no_lease_of_a_dead_server),
         cmocka_unit_test(idle_registrations_are_kept_up_to_a_limit),
         cmocka_unit_test(a_parked_request_is_taken_once),
         cmocka_unit_test(ten_thousand_requests_park),
