@@ -450,7 +450,7 @@ static void staged_open(fuse_req_t request, uint64_t node, struct fuse_file_info
         error = staged_info(fs->store, node_number(node), &info);
     if (!error)
         error = open_handle(request, &info, file->flags, false, &handle, &fh);
-    if (!error && (file->flags & O_TRUNC) && !transport_current_is_resent())
+    if (!error && (file->flags & O_TRUNC)) /* sent again or not: it may not have come so far */
         error = staged_truncate(fs->store, info.number, 0);
     if (error)
         fuse_reply_err(request, error == -ENOENT ? ESTALE : -error);

@@ -544,8 +544,10 @@ errint_t transport_serve(struct transport *transport, struct mob_error *err)
         return failed == -ECANCELED ? 0 : failed;
 
     /* Before any thread reads: what is sent again is taken back from whoever has it in hand. */
-    if (transport->successor)
+    if (transport->successor) {
+        device_next_epoch(transport);
         device_resend(transport);
+    }
     failed = start_threads(transport, err);
     if (!failed) {
         mob_log_info("serving: %s", transport->description);

@@ -49,6 +49,15 @@ void device_resend(struct transport *transport)
                         strerror(-failed));
 }
 
+void device_next_epoch(struct transport *transport)
+{
+    struct fuse_out_header out = {.len = sizeof(out), .error = ABI_NOTIFY_INC_EPOCH};
+    struct iovec iov = {&out, sizeof(out)};
+    errint_t failed = transport_write_device(transport, &iov, 1);
+    if (failed)
+        mob_log_debug("the kernel may show link counts from before: %s", strerror(-failed));
+}
+
 /* True if it needs no libfuse: an INTERRUPT of a request that the ring has. */
 static bool handle_interrupt(struct transport *transport, const char *buffer, size_t bytes)
 {

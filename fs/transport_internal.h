@@ -115,6 +115,10 @@ ssize_t device_read(struct transport *transport, char *buffer, size_t buffer_byt
 size_t device_buffer_bytes(const struct transport *transport);
 /* Asks the kernel to send again what was read from /dev/fuse and not answered. */
 void device_resend(struct transport *transport);
+/* Has the kernel look up every name again at its next use: a predecessor may have died between a
+ * change and telling the kernel of it. Kernels before 6.16 refuse, and may show the old attributes.
+ */
+void device_next_epoch(struct transport *transport);
 
 /* --- transport_ring.c --- */
 
