@@ -50,13 +50,10 @@ MOB_MUST_CHECK errint_t transport_mount(const struct mount_options *options, int
 /* Unmounts (umount2 MNT_DETACH when `lazy`), by fusermount3 -u when not root. */
 MOB_MUST_CHECK errint_t transport_unmount(const char *mountpoint, bool lazy, struct mob_error *err);
 
-/* Answers everything that arrives on `fd` with EIO until the mount goes: what the keeper runs when
- * no server can be started, so that nobody hangs. Returns when the connection is gone. */
-void transport_refuse(int fd);
-
-/* The same for a mount that servers have served before, with the session that they shared: it also
- * answers what they left in the ring, which transport_refuse() cannot reach. Prefer it. Starts
- * threads, so not in a keeper that means to fork again. */
+/* Answers everything with EIO until the mount goes, and what servers left in the ring of the
+ * session that they shared: what the keeper runs when no server can be started, so that nobody
+ * hangs. Returns when the connection is gone. Starts threads, so not in a keeper that means to fork
+ * again. */
 MOB_MUST_CHECK errint_t transport_refuse_session(int fd, struct session *session,
                                                  struct mob_error *err);
 
@@ -115,10 +112,6 @@ bool transport_current_is_resent(void);
  * know it) is returned as 0. */
 errint_t transport_invalidate_inode(struct transport *transport, uint64_t nodeid, int64_t offset,
                                     int64_t bytes);
-/* Drops a cached name. It takes the directory's lock in the kernel, so never from a thread that
- * serves requests. -ENOENT is returned as 0. */
-errint_t transport_invalidate_entry(struct transport *transport, uint64_t parent, const char *name,
-                                    size_t name_bytes);
 /* Wakes pollers: `poll_handle` is fuse_poll_in.kh of the POLL request (read it from
  * transport_current_request(), so that it can be kept in session memory). */
 errint_t transport_notify_poll(struct transport *transport, uint64_t poll_handle);

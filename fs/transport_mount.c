@@ -255,26 +255,6 @@ errint_t transport_unmount(const char *mountpoint, bool lazy, struct mob_error *
 
 /* --- refusing --- */
 
-void transport_refuse(int fd)
-{
-    size_t buffer_bytes = SESSION_PAYLOAD_BYTES + SESSION_PAGE_BYTES;
-    cleanup_free char *buffer = malloc(buffer_bytes);
-    while (buffer) {
-        ssize_t got = read(fd, buffer, buffer_bytes);
-        if (got < 0 && (errno == EINTR || errno == ENOENT || errno == EAGAIN))
-            continue;
-        if (got < (ssize_t)sizeof(struct fuse_in_header))
-            return; /* unmounted */
-        const struct fuse_in_header *in = (const void *)buffer;
-        if (in->opcode == FUSE_FORGET || in->opcode == FUSE_BATCH_FORGET ||
-            in->opcode == FUSE_INTERRUPT)
-            continue;
-        struct fuse_out_header out = {.len = sizeof(out), .error = -EIO, .unique = in->unique};
-        if (write(fd, &out, sizeof(out)) < 0 && errno == ENODEV)
-            return;
-    }
-}
-
 errint_t transport_refuse_session(int fd, struct session *session, struct mob_error *err)
 {
     static const struct fuse_lowlevel_ops no_ops;

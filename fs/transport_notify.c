@@ -14,13 +14,6 @@ errint_t transport_invalidate_inode(struct transport *transport, uint64_t nodeid
     return failed == -ENOENT ? 0 : failed;
 }
 
-errint_t transport_invalidate_entry(struct transport *transport, uint64_t parent, const char *name,
-                                    size_t name_bytes)
-{
-    errint_t failed = fuse_lowlevel_notify_inval_entry(transport->fuse, parent, name, name_bytes);
-    return failed == -ENOENT ? 0 : failed;
-}
-
 errint_t transport_notify_poll(struct transport *transport, uint64_t poll_handle)
 {
     struct fuse_notify_poll_wakeup_out body = {.kh = poll_handle};

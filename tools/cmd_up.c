@@ -38,7 +38,7 @@ static void set_or_die(const struct cli *cli, struct up_options *options, const 
                        const char *value)
 {
     struct mob_error err = {0};
-    errint_t error = up_options_set(options, key, value, &err);
+    errint_t error = up_options_set(options, key, value, true, &err);
     if (error == -EINVAL)
         cli_usage(cli, "--%s: %s", key, err.message);
     if (error)

@@ -92,7 +92,7 @@ static const struct known_option known_options[] = {
 static const char *const not_yet[] = {"spill", "disk", "resource", "cluster", "listen"};
 
 errint_t up_options_set(struct up_options *options, const char *key, const char *value,
-                        struct mob_error *err)
+                        bool replace, struct mob_error *err)
 {
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(not_yet); i++)
         if (!strcmp(key, not_yet[i]))
@@ -103,8 +103,9 @@ errint_t up_options_set(struct up_options *options, const char *key, const char 
             continue;
         errint_t error = known->check(value, err);
         char **place = (char **)((char *)options + known->offset);
-        if (error || *place)
+        if (error || (*place && !replace))
             return error;
+        free(*place);
         *place = strdup(value);
         return *place ? 0 : mob_error_set(err, -ENOMEM, "no memory");
     }
@@ -133,7 +134,7 @@ static int take_line(void *context, const char *section, const char *key, const 
     struct file_pass *pass = context;
     if (pass->error || strcmp(section, pass->section))
         return 1;
-    pass->error = up_options_set(pass->options, key, value, pass->err);
+    pass->error = up_options_set(pass->options, key, value, false, pass->err);
     if (pass->error)
         snprintf(pass->key, sizeof pass->key, "%s", key);
     return 1;

@@ -482,11 +482,11 @@ is_json() { jq -e . >/dev/null <<<"$1" || {
     within 20 mobula down "$mnt"
 }
 
-@test "up reads its options from a file, and the command line goes before it" {
+@test "up reads its options from a file, and the command line goes before it, the last of a kind first" {
     local mnt=$ROOM/config-mnt
     mkdir "$mnt"
     printf 'memory = 128M\ncpus = 3\nstate = %s\n' "$ROOM/config-state" >"$BATS_TEST_TMPDIR/mobula.conf"
-    within 20 mobula up "$mnt" --config "$BATS_TEST_TMPDIR/mobula.conf" --cpus 1 --transport "$MOBULA_TEST_TRANSPORT" 3>&- 4>&-
+    within 20 mobula up "$mnt" --config "$BATS_TEST_TMPDIR/mobula.conf" --cpus 2 --cpus 1 --transport "$MOBULA_TEST_TRANSPORT" 3>&- 4>&-
     sed -n -E 's/^(keeper_)?pid //p' "$mnt"/nodes/*/daemon >>"$ROOM/pids"
     equals "$(sed -n 's/^budget_bytes //p' "$mnt"/nodes/*/memory)" 134217728
     equals "$(sed -n 's/^cpus //p' "$mnt"/nodes/*/jobs)" 1
