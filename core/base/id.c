@@ -6,14 +6,11 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-static int digit_value(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    if (c >= 'a' && c <= 'f')
-        return c - 'a' + 10;
-    return -1;
-}
+/* A digit's value + 1; 0 for what is no digit. */
+static const uint8_t digit_values[256] = {
+    ['0'] = 1,  ['1'] = 2,  ['2'] = 3,  ['3'] = 4,  ['4'] = 5,  ['5'] = 6,  ['6'] = 7,  ['7'] = 8,
+    ['8'] = 9,  ['9'] = 10, ['a'] = 11, ['b'] = 12, ['c'] = 13, ['d'] = 14, ['e'] = 15, ['f'] = 16,
+};
 
 bool mob_id_parse(const char *text, size_t length, struct mob_id *out)
 {
@@ -21,10 +18,11 @@ bool mob_id_parse(const char *text, size_t length, struct mob_id *out)
     if (length != MOB_ID_DIGITS)
         return false;
     for (size_t i = 0; i < MOB_ID_BYTES; i++) {
-        int high = digit_value(text[2 * i]), low = digit_value(text[2 * i + 1]);
-        if (high < 0 || low < 0)
+        unsigned high = digit_values[(unsigned char)text[2 * i]];
+        unsigned low = digit_values[(unsigned char)text[2 * i + 1]];
+        if (!high || !low)
             return false;
-        id.bytes[i] = (uint8_t)(high << 4 | low);
+        id.bytes[i] = (uint8_t)((high - 1) << 4 | (low - 1));
     }
     *out = id;
     return true;

@@ -71,31 +71,37 @@ struct commit {
     struct store *store;
     struct staged *staged;
     struct object object;
-    struct mob_id *refs; /* read from the content, held here */
-    size_t ref_count;
     char *xattrs;
     size_t xattrs_bytes;
 };
 
-static errint_t refs_of_content(struct store *store, struct staged *staged, struct mob_id **refs,
-                                size_t *count, struct mob_error *err)
+/* Makes staged->refs the IDs that the content lists now, each held. The content is parsed once:
+ * what a close has checked is what the commit takes, unless it was changed in between. */
+static errint_t take_content_refs(struct store *store, struct staged *staged, struct mob_error *err)
 {
     cleanup_free char *content = NULL;
-    size_t bytes;
+    struct mob_id *refs;
+    size_t bytes, count;
     errint_t error = staged_content_of(staged, REFS_CONTENT_LIMIT, &content, &bytes);
     if (error == -EFBIG)
         return mob_error_set_at(err, -EINVAL, 0, 0, XATTR_REFS, "the list of IDs is too long");
-    if (!error)
-        error = refs_parse(content, bytes, refs, count, err);
     if (error)
         return error;
-    error = refs_hold(store, *refs, *count, err);
+    XXH128_hash_t sum = XXH3_128bits(content, bytes);
+    if (staged->refs_content_known && XXH128_isEqual(sum, staged->refs_content_sum))
+        return 0;
+    error = refs_parse(content, bytes, &refs, &count, err);
+    if (error)
+        return error;
+    error = refs_hold(store, refs, count, err);
     if (error) {
-        free(*refs);
-        *refs = NULL;
-        *count = 0;
+        free(refs);
+        return error;
     }
-    return error;
+    staged_set_refs(store, staged, refs, count);
+    staged->refs_content_known = true;
+    staged->refs_content_sum = sum;
+    return 0;
 }
 
 static errint_t prepare(struct commit *commit, struct mob_error *err)
@@ -112,13 +118,12 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     errint_t error = xattr_without_own(staged->xattrs, staged->xattrs_bytes, &commit->xattrs,
                                        &commit->xattrs_bytes);
     if (!error && staged->refs_from_content)
-        error = refs_of_content(store, staged, &commit->refs, &commit->ref_count, err);
+        error = take_content_refs(store, staged, err);
     if (!error)
         error = mob_id_new(store->owner, 0, &object->id);
     if (error)
         return error;
     bool in_line = (uint64_t)info.st_size <= store->inline_bytes;
-    size_t ref_count = staged->ref_count + commit->ref_count;
     object->size = (uint64_t)info.st_size;
     object->mtime_ns = store_wall_ns(store);
     object->file = in_line ? 0 : staged->file;
@@ -126,7 +131,7 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     object->state = OBJECT_READY;
     object->tier = in_line ? TIER_INLINE : TIER_MEMORY;
     object->flags =
-        (uint8_t)(OBJECT_HIDDEN | (ref_count ? OBJECT_HAS_REFS : 0) |
+        (uint8_t)(OBJECT_HIDDEN | (staged->ref_count ? OBJECT_HAS_REFS : 0) |
                   (commit->xattrs_bytes ? OBJECT_HAS_XATTRS : 0) |
                   (in_line && object->size <= META_EMBEDDED_BYTES ? OBJECT_EMBEDDED : 0));
     return 0;
@@ -164,8 +169,8 @@ static errint_t write_records(struct commit *commit, const struct name_record *n
     struct object_write write = {
         .object = &commit->object,
         .fd = staged->fd,
-        .refs = staged->refs_from_content ? commit->refs : staged->refs,
-        .ref_count = staged->refs_from_content ? commit->ref_count : staged->ref_count,
+        .refs = staged->refs,
+        .ref_count = staged->ref_count,
         .xattrs = commit->xattrs,
         .xattrs_bytes = commit->xattrs_bytes,
     };
@@ -238,9 +243,6 @@ static errint_t commit_staged(struct store *store, struct staged *staged, struct
         if (error)
             mob_error_set(err, error, "the object can't be recorded: %s", strerror(-error));
     }
-    if (error)
-        refs_drop(store, commit.refs, commit.ref_count);
-    free(commit.refs);
     free(commit.xattrs);
     if (error)
         return error;
@@ -272,14 +274,7 @@ static errint_t check_staged(struct store *store, struct staged *staged, struct 
         return 0;
     if (!meta_has_room(&store->meta, store->inline_bytes))
         return mob_error_set(err, -ENOSPC, "no room for the object in %s", store->state_dir);
-    if (!staged->refs_from_content)
-        return 0;
-    struct mob_id *refs = NULL;
-    size_t count = 0;
-    errint_t error = refs_of_content(store, staged, &refs, &count, err);
-    refs_drop(store, refs, count);
-    free(refs);
-    return error;
+    return staged->refs_from_content ? take_content_refs(store, staged, err) : 0;
 }
 
 errint_t staged_check(struct store *store, uint64_t number, struct mob_error *err)

@@ -4,8 +4,6 @@
 
 #include <string.h>
 #include <sys/stat.h>
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 #include "core/store/store_internal.h"
 

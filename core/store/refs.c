@@ -396,33 +396,23 @@ void objects_flush(struct store *store)
 
 /* --- lists of IDs --- */
 
-static int compare_ids(const void *a, const void *b)
-{
-    return memcmp(a, b, MOB_ID_BYTES);
-}
-
-/* Drops repetitions, keeping the order of the first ones. */
+/* Keeps the first of each ID. A table of places in `ids`, + 1, at most half full. */
 static errint_t make_unique(struct mob_id *ids, size_t *count)
 {
-    cleanup_free struct mob_id *sorted = malloc(*count * sizeof *sorted + 1);
-    cleanup_free bool *seen = calloc(*count + 1, sizeof *seen);
-    if (!sorted || !seen)
+    size_t slots = 16, kept = 0;
+    while (slots < *count * 2)
+        slots *= 2;
+    cleanup_free uint32_t *table = calloc(slots, sizeof *table);
+    if (!table)
         return -ENOMEM;
-    memcpy(sorted, ids, *count * sizeof *sorted);
-    qsort(sorted, *count, sizeof *sorted, compare_ids);
-    size_t kept = 0;
     for (size_t i = 0; i < *count; i++) {
-        size_t low = 0, high = *count;
-        while (low < high) {
-            size_t middle = (low + high) / 2;
-            if (compare_ids(&sorted[middle], &ids[i]) < 0)
-                low = middle + 1;
-            else
-                high = middle;
-        }
-        if (!seen[low])
-            ids[kept++] = ids[i];
-        seen[low] = true;
+        size_t slot = XXH3_64bits(&ids[i], sizeof ids[i]) & (slots - 1);
+        while (table[slot] && !mob_id_equal(&ids[table[slot] - 1], &ids[i]))
+            slot = (slot + 1) & (slots - 1);
+        if (table[slot])
+            continue;
+        ids[kept++] = ids[i];
+        table[slot] = (uint32_t)kept;
     }
     *count = kept;
     return 0;
@@ -515,4 +505,13 @@ errint_t store_refs(struct store *store, uint64_t number, char **text, size_t *b
     *text = out;
     *bytes = count * MOB_ID_STRING_BYTES;
     return 0;
+}
+
+void staged_set_refs(struct store *store, struct staged *staged, struct mob_id *ids, size_t count)
+{
+    refs_drop(store, staged->refs, staged->ref_count);
+    free(staged->refs);
+    staged->refs = ids;
+    staged->ref_count = count;
+    staged->refs_content_known = false;
 }

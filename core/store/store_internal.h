@@ -17,6 +17,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 #include "core/base/log.h"
 #include "core/base/util.h"
@@ -152,6 +154,8 @@ struct staged {
     struct mob_id *refs; /* each of them is held */
     size_t ref_count;
     bool refs_from_content;
+    bool refs_content_known; /* refs are those of the content with this checksum */
+    XXH128_hash_t refs_content_sum;
 };
 
 /* A reference to work with; NULL: there is none. */
@@ -382,6 +386,8 @@ MOB_MUST_CHECK errint_t refs_parse(const char *text, size_t bytes, struct mob_id
 MOB_MUST_CHECK errint_t refs_hold(struct store *store, const struct mob_id *ids, size_t count,
                                   struct mob_error *err);
 void refs_drop(struct store *store, const struct mob_id *ids, size_t count);
+/* Gives the file `ids` (held, from malloc()) for those it had, which are dropped. Its lock held. */
+void staged_set_refs(struct store *store, struct staged *staged, struct mob_id *ids, size_t count);
 void waiters_call(struct waiter *waiters, uint64_t number, enum object_state state);
 
 /* --- attributes: xattr.c --- */

@@ -188,10 +188,7 @@ static errint_t read_refs(struct store *store, const void *value, size_t bytes,
 
 static void set_refs(struct store *store, struct staged *staged, const struct new_refs *refs)
 {
-    refs_drop(store, staged->refs, staged->ref_count);
-    free(staged->refs);
-    staged->refs = refs->ids;
-    staged->ref_count = refs->count;
+    staged_set_refs(store, staged, refs->ids, refs->count);
     staged->refs_from_content = refs->from_content;
 }
 
