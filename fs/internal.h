@@ -169,7 +169,7 @@ void fs_object_changed(void *context, uint64_t number);
 void fs_object_freed(void *context, uint64_t number, const struct mob_id *id);
 void object_poll_again(struct fs *fs, uint64_t fh, struct handle *handle);
 
-/* --- staging.c --- */
+/* --- staging.c, staging_finish.c --- */
 MOB_MUST_CHECK errint_t staging_open(struct staging **out);
 /* Ends its thread; what was to be tried again is marked as closed, and is for the next server. */
 void staging_stop(struct staging *staging);

@@ -1,124 +1,18 @@
-/* Staged files: open, write, close, and what a close turns them into.
- *
- * A staged file is finished (committed, or submitted if it is in run/) at its last close. RELEASE
- * comes after close has returned, so a look-up may overtake it: the look-up then finishes the file
- * itself, if every descriptor that could write has been closed at least once (FLUSH) and the kernel
- * says that nobody has the data file open for writing any more. Without passthrough the kernel
- * can't be asked, and the look-up waits a little for the release. */
+/* Staged files: open, write, close. What a close turns them into is in staging_finish.c. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 
-#include "fs/internal.h"
+#include "fs/staging_internal.h"
 
-#define BUCKETS 4096u
-#define SPEC_LIMIT_BYTES (16u << 20)
-#define RELEASE_TICK_NS 2000000
 /* The kernel sees every change of a staged file's size itself; what it may miss for so long are the
  * times of a mapping's writes. */
 #define ATTRIBUTE_SECONDS 1.0
 
-struct state {
-    struct state *next;
-    uint64_t number;
-    uint32_t opens;        /* handles */
-    uint32_t unflushed;    /* handles for writing that were never closed */
-    bool finishing;        /* some thread is at it */
-    bool finished;         /* an object or a job already */
-    struct job_hold *hold; /* arguments of a spec that a close accepted, until it is submitted */
-    uint64_t released;     /* handle kept for the time until a mapping goes; 0 = none */
-};
-
-struct staging {
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    struct state *buckets[BUCKETS];
-    pthread_t timer;
-    pthread_cond_t tick;
-    bool stop;
-    struct jobs *jobs;
-    uint64_t *retries; /* closed files to be tried again at the next tick */
-    size_t retry_count, retry_capacity;
-    struct fs *timer_fs; /* set once somebody waits for a release */
-};
-
-static void *timer_main(void *argument);
-
-errint_t staging_open(struct staging **out)
-{
-    struct staging *staging = calloc(1, sizeof *staging);
-    if (!staging)
-        return -ENOMEM;
-    pthread_mutex_init(&staging->mutex, NULL);
-    pthread_cond_init(&staging->changed, NULL);
-    pthread_cond_init(&staging->tick, NULL);
-    int error = pthread_create(&staging->timer, NULL, timer_main, staging);
-    if (error) {
-        free(staging);
-        return -error;
-    }
-    pthread_setname_np(staging->timer, "releases");
-    *out = staging;
-    return 0;
-}
-
-void staging_stop(struct staging *staging)
-{
-    pthread_mutex_lock(&staging->mutex);
-    bool stopped = staging->stop;
-    staging->stop = true;
-    pthread_cond_signal(&staging->tick);
-    pthread_mutex_unlock(&staging->mutex);
-    if (!stopped)
-        pthread_join(staging->timer, NULL);
-}
-
-void staging_close(struct staging *staging)
-{
-    if (!staging)
-        return;
-    staging_stop(staging);
-    for (size_t i = 0; i < BUCKETS; i++)
-        for (struct state *state = staging->buckets[i], *next; state; state = next) {
-            next = state->next;
-            free(state); /* what it holds goes with the jobs */
-        }
-    free(staging->retries);
-    pthread_cond_destroy(&staging->tick);
-    pthread_cond_destroy(&staging->changed);
-    pthread_mutex_destroy(&staging->mutex);
-    free(staging);
-}
-
-/* --- states: call with the mutex held --- */
-
-static struct state **state_place(struct staging *staging, uint64_t number)
-{
-    struct state **link = &staging->buckets[number % BUCKETS];
-    while (*link && (*link)->number != number)
-        link = &(*link)->next;
-    return link;
-}
-
-static struct state *state_get(struct staging *staging, uint64_t number, bool make)
-{
-    struct state **link = state_place(staging, number);
-    if (!*link && make && (*link = calloc(1, sizeof **link)))
-        (*link)->number = number;
-    return *link;
-}
-
-static void state_drop(struct staging *staging, struct state *state)
-{
-    if (state->hold)
-        jobs_hold_drop(staging->jobs, state->hold);
-    *state_place(staging, state->number) = state->next;
-    free(state);
-}
-
 /* One more handle. -ESTALE: it is being finished; the kernel looks the name up again. */
-static errint_t count_open(struct fs *fs, uint64_t number, bool writes, bool fresh)
+static errint_t count_open(struct fs *fs, const struct staged_info *info, bool writes, bool fresh)
 {
+    uint64_t number = info->number;
     cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);
     struct state *state = state_get(fs->staging, number, true);
     if (!state)
@@ -129,242 +23,9 @@ static errint_t count_open(struct fs *fs, uint64_t number, bool writes, bool fre
         staged_mark_closed(fs->store, number, false);
     state->opens++;
     state->unflushed += writes;
+    state->spec = info->root == NAMES_RUN;
     return 0;
 }
-
-/* --- finishing --- */
-
-static void wake_lookups(struct fs *fs, uint64_t number)
-{
-    struct parked parked;
-    while (waiting_take_for(fs->waiting, WAITING_RELEASE, number, 0, &parked))
-        directory_lookup_continue(&parked);
-}
-
-/* What the parser is to see: all of the file, or a byte more than it takes. */
-static errint_t spec_text(struct fs *fs, uint64_t number, char **text, size_t *bytes)
-{
-    errint_t error = staged_content(fs->store, number, SPEC_LIMIT_BYTES, text, bytes);
-    if (error != -EFBIG)
-        return error;
-    *text = malloc(SPEC_LIMIT_BYTES + 1);
-    if (!*text)
-        return -ENOMEM;
-    ssize_t got = staged_read(fs->store, number, *text, SPEC_LIMIT_BYTES + 1, 0);
-    *bytes = got > 0 ? (size_t)got : 0;
-    return got < 0 ? (errint_t)got : 0;
-}
-
-/* A job is its file's owner's; its outputs are as open to others as the file was made. */
-static struct job_credentials credentials(const struct staged_info *info)
-{
-    return (struct job_credentials){
-        .uid = info->uid, .gid = info->gid, .umask = ~info->mode & 0666};
-}
-
-/* A refused spec is a job too, in state `rejected`: its name shows why. */
-static errint_t submit(struct fs *fs, const struct staged_info *info)
-{
-    if (staged_has_writers(fs->store, info->number) > 0)
-        return -EBUSY;
-    cleanup_free char *text = NULL;
-    size_t bytes = 0;
-    errint_t error = spec_text(fs, info->number, &text, &bytes);
-    if (error)
-        return error;
-    struct job_credentials who = credentials(info);
-    struct mob_id id;
-    struct mob_error err = {0};
-    error = jobs_submit(fs->jobs, &who, info->number, text, bytes, &id, &err);
-    if (error && error != -EINVAL)
-        mob_log_error("a job can't be submitted: %s", err.message);
-    return error == -EINVAL ? 0 : error;
-}
-
-static errint_t finish_now(struct fs *fs, uint64_t number)
-{
-    struct staged_info info;
-    errint_t error = staged_info(fs->store, number, &info);
-    if (error == -ENOENT || (!error && (info.committed || info.unlinked)))
-        return 0;
-    if (error)
-        return error;
-    if (info.root == NAMES_RUN)
-        return submit(fs, &info);
-    struct mob_id id;
-    struct mob_error err = {0};
-    error = staged_commit(fs->store, number, &id, NULL, &err);
-    if (error == -ENOENT) /* unlinked meanwhile */
-        return 0;
-    if (error && error != -EBUSY)
-        mob_log_error("a staged file can't be committed: %s",
-                      err.message[0] ? err.message : strerror(-error));
-    return error;
-}
-
-static errint_t finish(struct fs *fs, uint64_t number, bool only_if_unopened);
-
-static void unwritten(void *argument, uint64_t number)
-{
-    (void)finish(argument, number, true);
-}
-
-/* Finishes a staged file once, whoever asks first; others wait for that one. */
-static errint_t finish(struct fs *fs, uint64_t number, bool only_if_unopened)
-{
-    struct staging *staging = fs->staging;
-    uint64_t released = 0;
-    struct job_hold *hold = NULL;
-    pthread_mutex_lock(&staging->mutex);
-    struct state *state;
-    while ((state = state_get(staging, number, false)) && state->finishing)
-        pthread_cond_wait(&staging->changed, &staging->mutex);
-    if (!state || state->finished || state->unflushed || (only_if_unopened && state->opens)) {
-        pthread_mutex_unlock(&staging->mutex);
-        return state && !state->finished ? -EBUSY : 0;
-    }
-    state->finishing = true;
-    pthread_mutex_unlock(&staging->mutex);
-
-    errint_t error = finish_now(fs, number);
-
-    pthread_mutex_lock(&staging->mutex);
-    state->finishing = false;
-    if (!error) {
-        state->finished = true;
-        hold = state->hold;
-        state->hold = NULL;
-        released = state->released;
-        state->released = 0;
-        if (!state->opens)
-            state_drop(staging, state);
-    }
-    pthread_cond_broadcast(&staging->changed);
-    pthread_mutex_unlock(&staging->mutex);
-    jobs_hold_drop(fs->jobs, hold);
-    if (released)
-        handles_free(fs->handles, released);
-    if (!error)
-        wake_lookups(fs, number);
-    return error;
-}
-
-bool staging_finish_if_closed(struct fs *fs, uint64_t number, bool *wait)
-{
-    bool passthrough = transport_passthrough(fs->transport);
-    bool open, closed;
-    {
-        cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);
-        struct state *state = state_get(fs->staging, number, false);
-        closed = state && !state->unflushed;
-        open = state && state->opens;
-    }
-    *wait = closed && open && !passthrough;
-    if (!closed || *wait || staged_has_writers(fs->store, number) > 0)
-        return false;
-    return finish(fs, number, false) == 0;
-}
-
-void staging_finish_closed(struct fs *fs)
-{
-    enum { BATCH = 256 };
-    uint64_t numbers[BATCH];
-    size_t count = 0;
-    pthread_mutex_lock(&fs->staging->mutex);
-    for (size_t i = 0; i < BUCKETS && count < BATCH; i++)
-        for (struct state *state = fs->staging->buckets[i]; state && count < BATCH;
-             state = state->next)
-            if (!state->unflushed && !state->finished)
-                numbers[count++] = state->number;
-    pthread_mutex_unlock(&fs->staging->mutex);
-    bool wait;
-    while (count-- > 0)
-        (void)staging_finish_if_closed(fs, numbers[count], &wait);
-}
-
-/* --- files that are closed but still seem to be written ---
- *
- * Mostly it is only that the kernel has put off the last fput of the writer, whose close has told
- * us already: in a moment it is done. What is still written then is mapped, and is watched until
- * the mapping goes. */
-
-/* False: out of memory. */
-static bool retry_soon(struct fs *fs, uint64_t number)
-{
-    struct staging *staging = fs->staging;
-    cleanup_lock pthread_mutex_t *held = mob_lock(&staging->mutex);
-    if (staging->retry_count == staging->retry_capacity) {
-        size_t capacity = staging->retry_capacity ? staging->retry_capacity * 2 : 256;
-        uint64_t *larger = realloc(staging->retries, capacity * sizeof *larger);
-        if (!larger)
-            return false;
-        staging->retries = larger;
-        staging->retry_capacity = capacity;
-    }
-    staging->retries[staging->retry_count++] = number;
-    if (!staging->timer_fs) {
-        staging->timer_fs = fs;
-        pthread_cond_signal(&staging->tick);
-    }
-    return true;
-}
-
-/* On the timer's thread. */
-static void retry_all(struct fs *fs)
-{
-    struct staging *staging = fs->staging;
-    pthread_mutex_lock(&staging->mutex);
-    uint64_t *numbers = staging->retries;
-    size_t count = staging->retry_count;
-    staging->retries = NULL;
-    staging->retry_count = staging->retry_capacity = 0;
-    pthread_mutex_unlock(&staging->mutex);
-    for (size_t i = 0; i < count; i++)
-        if (finish(fs, numbers[i], true) == -EBUSY &&
-            staged_when_unwritten(fs->store, numbers[i], unwritten, fs))
-            mob_log_warning("a closed staged file is committed at its next look-up");
-    free(numbers);
-}
-
-/* --- look-ups that wait for a release --- */
-
-static void *timer_main(void *argument)
-{
-    struct staging *staging = argument;
-    pthread_mutex_lock(&staging->mutex);
-    while (!staging->stop) {
-        struct fs *fs = staging->timer_fs;
-        if (!fs) {
-            pthread_cond_wait(&staging->tick, &staging->mutex);
-            continue;
-        }
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += RELEASE_TICK_NS;
-        until.tv_sec += until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
-        pthread_cond_timedwait(&staging->tick, &staging->mutex, &until);
-        pthread_mutex_unlock(&staging->mutex);
-        struct parked parked;
-        while (waiting_take_for(fs->waiting, WAITING_RELEASE, 0, mob_monotonic_ns(), &parked))
-            directory_lookup_continue(&parked);
-        retry_all(fs);
-        pthread_mutex_lock(&staging->mutex);
-        if (!staging->retry_count && !waiting_has(fs->waiting, WAITING_RELEASE))
-            staging->timer_fs = NULL;
-    }
-    pthread_mutex_unlock(&staging->mutex);
-    return NULL;
-}
-
-void staging_start_timer(struct fs *fs)
-{
-    cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);
-    fs->staging->timer_fs = fs;
-    pthread_cond_signal(&fs->staging->tick);
-}
-
-/* --- open files --- */
 
 static int staged_backing(struct fs *fs, uint64_t number, uint64_t file)
 {
@@ -382,7 +43,7 @@ static errint_t open_handle(fuse_req_t request, const struct staged_info *info, 
 {
     struct fs *fs = fs_of(request);
     bool existed, writes = (flags & O_ACCMODE) != O_RDONLY;
-    errint_t error = count_open(fs, info->number, writes, fresh);
+    errint_t error = count_open(fs, info, writes, fresh);
     if (error)
         return error;
     error = handles_new(fs->handles, transport_current_unique(), transport_current_is_resent(),
@@ -427,6 +88,8 @@ void staging_create(fuse_req_t request, uint64_t parent, const char *name, mode_
         error = open_handle(request, &info, file->flags, true, &handle, &fh);
         if (error)
             staged_discard(fs->store, info.number);
+        else if ((file->flags & O_ACCMODE) == O_WRONLY)
+            staged_mark_write_only(fs->store, info.number, true);
     }
     if (error) {
         fuse_reply_err(request, -error);
@@ -447,7 +110,9 @@ static void staged_open(fuse_req_t request, uint64_t node, struct fuse_file_info
     uint64_t fh;
     errint_t error = staged_opened(fs->store, node_number(node));
     if (!error)
-        error = staged_info(fs->store, node_number(node), &info);
+        error = staged_peek(fs->store, node_number(node), &info);
+    if (!error && (file->flags & O_ACCMODE) != O_WRONLY)
+        staged_mark_write_only(fs->store, node_number(node), false);
     if (!error)
         error = open_handle(request, &info, file->flags, false, &handle, &fh);
     if (!error && (file->flags & O_TRUNC)) /* sent again or not: it may not have come so far */
@@ -489,9 +154,8 @@ static void settle_released(void *argument, struct handle *handle, uint64_t fh)
         if (state)
             state->released = fh;
     }
-    if (finish(fs, number, true) == -EBUSY &&
-        staged_when_unwritten(fs->store, number, unwritten, fs))
-        mob_log_warning("a closed staged file is committed at its next look-up");
+    if (finish(fs, number, true) == -EBUSY)
+        finish_when_unwritten(fs, number);
 }
 
 /* What was closed when the whole mount died, its release still to come. */
@@ -582,7 +246,7 @@ static errint_t check_close(struct fs *fs, uint64_t number)
 {
     struct staged_info info;
     struct mob_error err = {0};
-    errint_t error = staged_info(fs->store, number, &info);
+    errint_t error = staged_peek(fs->store, number, &info);
     if (error || info.committed || info.unlinked)
         return 0;
     if (info.root == NAMES_STAGING)
@@ -617,7 +281,7 @@ static bool staged_release(struct fs *fs, uint64_t node, struct handle *handle, 
     if (handle->backing_id)
         backing_put(fs->backing, handle->file);
     mark_flushed(fs, handle, true);
-    bool last = false, finished = false;
+    bool last = false, finished = false, soon = false;
     {
         cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);
         struct state *state = state_get(fs->staging, number, false);
@@ -626,6 +290,7 @@ static bool staged_release(struct fs *fs, uint64_t node, struct handle *handle, 
                 pthread_cond_wait(&fs->staging->changed, &fs->staging->mutex);
             last = --state->opens == 0;
             finished = state->finished;
+            soon = transport_passthrough(fs->transport) && !state->spec;
             if (last && finished)
                 state_drop(fs->staging, state);
             else if (last)
@@ -635,11 +300,13 @@ static bool staged_release(struct fs *fs, uint64_t node, struct handle *handle, 
     staged_closed(fs->store, number);
     if (!last || finished)
         return true;
-    errint_t error = finish(fs, number, true);
+    /* With passthrough the kernel tells us before it closes the data file, so that a try now would
+     * mostly be too early; in a moment many are committed in one transaction. */
+    errint_t error = soon ? -EBUSY : finish(fs, number, true);
     if (error == -EBUSY) {
         handle->flags |= HANDLE_RELEASED;
         handle->backing_id = 0;
-        if (retry_soon(fs, number))
+        if (finish_soon(fs, number))
             return false; /* finish() frees the handle */
     }
     cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);

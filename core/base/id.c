@@ -2,6 +2,8 @@
 #include "core/base/id.h"
 
 #include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
@@ -39,16 +41,32 @@ char *mob_id_format(const struct mob_id *id, char out[MOB_ID_STRING_BYTES])
     return out;
 }
 
+static unsigned forks; /* of which this process is the child */
+
+static void count_fork(void)
+{
+    forks++;
+}
+
+static void watch_forks(void)
+{
+    if (pthread_atfork(NULL, NULL, count_fork))
+        abort(); /* no memory at the very start */
+}
+
 /* A system call for each ID would cost more than the rest of a put, so random bytes are fetched 256
- * at a time. A forked child must not repeat its parent's: the pid is kept beside them. */
+ * at a time. A forked child must not repeat its parent's: the number of forks is kept beside them.
+ */
 static errint_t random_bytes(uint8_t *out, size_t bytes)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     static _Thread_local struct {
         uint8_t pool[256];
         size_t left;
-        pid_t pid;
+        unsigned forks;
     } buffer;
-    if (buffer.left < bytes || buffer.pid != getpid()) {
+    pthread_once(&once, watch_forks);
+    if (buffer.left < bytes || buffer.forks != forks) {
         ssize_t got;
         do
             got = getrandom(buffer.pool, sizeof buffer.pool, 0);
@@ -56,7 +74,7 @@ static errint_t random_bytes(uint8_t *out, size_t bytes)
         if (got != (ssize_t)sizeof buffer.pool)
             return -EIO;
         buffer.left = sizeof buffer.pool;
-        buffer.pid = getpid();
+        buffer.forks = forks;
     }
     buffer.left -= bytes;
     memcpy(out, buffer.pool + buffer.left, bytes);

@@ -71,8 +71,11 @@ struct commit {
     struct store *store;
     struct staged *staged;
     struct object object;
+    struct name_record name;
     char *xattrs;
     size_t xattrs_bytes;
+    bool entered; /* the object is in the table, hidden */
+    errint_t error;
 };
 
 /* Makes staged->refs the IDs that the content lists now, each held. The content is parsed once:
@@ -161,11 +164,16 @@ static errint_t take_name(struct commit *commit, struct name_record *name)
     return 0;
 }
 
-static errint_t write_records(struct commit *commit, const struct name_record *name)
+static uint64_t record_bytes(const struct commit *commit)
+{
+    return (commit->object.tier == TIER_INLINE ? commit->object.size : 0) +
+           commit->staged->ref_count * sizeof *commit->staged->refs + commit->xattrs_bytes + 1024;
+}
+
+static errint_t write_records(const struct commit *commit, MDB_txn *txn)
 {
     struct store *store = commit->store;
     const struct staged *staged = commit->staged;
-    MDB_txn *txn;
     struct object_write write = {
         .object = &commit->object,
         .fd = staged->fd,
@@ -174,44 +182,51 @@ static errint_t write_records(struct commit *commit, const struct name_record *n
         .xattrs = commit->xattrs,
         .xattrs_bytes = commit->xattrs_bytes,
     };
-    uint64_t new_bytes = (commit->object.tier == TIER_INLINE ? commit->object.size : 0) +
-                         write.ref_count * sizeof *write.refs + write.xattrs_bytes + 1024;
-    errint_t error = meta_begin(&store->meta, new_bytes, &txn);
-    if (error)
-        return error;
-    error = object_write(store, txn, &write);
+    errint_t error = object_write(store, txn, &write);
     if (!error)
-        error = name_record_put(&store->meta, txn, staged->parent, staged->key, name);
+        error = name_record_put(&store->meta, txn, staged->parent, staged->key, &commit->name);
     if (!error && staged->xattrs_bytes)
         error = meta_delete_number(&store->meta, txn, META_XATTRS, staged->number);
-    if (error) {
-        mdb_txn_abort(txn);
-        return error;
-    }
-    return meta_commit(txn);
+    return error;
 }
 
-static errint_t commit_locked(struct commit *commit)
+/* The records of all that have entered, or none. */
+static errint_t write_all(struct store *store, const struct commit *commits, size_t count)
+{
+    MDB_txn *txn;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < count; i++)
+        bytes += commits[i].entered ? record_bytes(&commits[i]) : 0;
+    errint_t error = bytes ? meta_begin(&store->meta, bytes, &txn) : 0;
+    if (error || !bytes)
+        return error;
+    for (size_t i = 0; i < count && !error; i++)
+        if (commits[i].entered)
+            error = write_records(&commits[i], txn);
+    if (!error)
+        return meta_commit(txn);
+    mdb_txn_abort(txn);
+    return error;
+}
+
+static void enter(struct commit *commit)
+{
+    struct store *store = commit->store;
+    /* Numbered here, so that records are added in ascending order. */
+    commit->error = store_new_number_locked(store, &commit->object.number);
+    if (!commit->error)
+        commit->error = take_name(commit, &commit->name);
+    if (!commit->error)
+        commit->error = table_insert(&store->table, &commit->object);
+    commit->entered = !commit->error;
+}
+
+/* The object is found before the name is seen as a link: until it leaves the table of staged files,
+ * that is what the name is. */
+static void publish(struct commit *commit)
 {
     struct store *store = commit->store;
     struct staged *staged = commit->staged;
-    struct object taken;
-    struct name_record name;
-    /* Numbered here, so that records are added in ascending order. */
-    errint_t error = store_new_number_locked(store, &commit->object.number);
-    if (!error)
-        error = take_name(commit, &name);
-    if (!error)
-        error = table_insert(&store->table, &commit->object);
-    if (error)
-        return error;
-    error = write_records(commit, &name);
-    if (error) {
-        table_take(&store->table, commit->object.number, false, &taken);
-        return error;
-    }
-    /* The object is found before the name is seen as a link: until it leaves the table of staged
-     * files, that is what the name is. */
     table_reveal(&store->table, commit->object.number);
     store_count_object(store, &commit->object, 1);
     atomic_fetch_add(&store->names, 1);
@@ -220,35 +235,49 @@ static errint_t commit_locked(struct commit *commit)
     staged->ref_count = 0; /* the object holds them now */
     staged->xattrs_bytes = 0;
     staged_committed_locked(store, staged, &commit->object.id, commit->object.number);
-    return 0;
+}
+
+/* Those that are without error so far, in one transaction. The writer lock is held. */
+static void commit_locked(struct store *store, struct commit *commits, size_t count)
+{
+    struct object taken;
+    for (size_t i = 0; i < count; i++)
+        if (!commits[i].error)
+            enter(&commits[i]);
+    errint_t error = write_all(store, commits, count);
+    for (size_t i = 0; i < count; i++) {
+        struct commit *commit = &commits[i];
+        if (commit->entered && error) {
+            table_take(&store->table, commit->object.number, false, &taken);
+            commit->entered = false;
+            commit->error = error;
+        } else if (commit->entered) {
+            publish(commit);
+        }
+    }
 }
 
 static errint_t commit_staged(struct store *store, struct staged *staged, struct mob_id *id,
                               uint64_t *object_number, struct mob_error *err)
 {
     struct commit commit = {.store = store, .staged = staged};
-    if (staged->committed) {
-        *id = staged->id;
-        if (object_number)
-            *object_number = staged->object_number;
-        return 0;
-    }
-    if (staged->root != NAMES_STAGING)
+    if (!staged->committed && staged->root != NAMES_STAGING)
         return mob_error_set(err, -EINVAL, "only files in staging/ become objects");
-    errint_t error = prepare(&commit, err);
-    if (!error) {
+    errint_t error = staged->committed ? 0 : prepare(&commit, err);
+    if (!error && !staged->committed) {
         store_write_lock(store);
-        error = commit_locked(&commit);
+        commit_locked(store, &commit, 1);
         store_write_unlock(store);
+        error = commit.error;
         if (error)
             mob_error_set(err, error, "the object can't be recorded: %s", strerror(-error));
     }
     free(commit.xattrs);
     if (error)
         return error;
-    *id = commit.object.id;
+    *id = staged->id;
     if (object_number)
-        *object_number = commit.object.number;
+        *object_number = staged->object_number;
     return 0;
 }
 
@@ -264,6 +293,46 @@ errint_t staged_commit(struct store *store, uint64_t number, struct mob_id *id,
     staged_put(store, staged);
     objects_settle(store);
     return error;
+}
+
+/* --- several at once --- */
+
+/* Takes the file's lock if there is something to commit. */
+static void begin(struct store *store, uint64_t number, struct commit *commit)
+{
+    struct staged *staged = staged_get(store, number);
+    *commit = (struct commit){.store = store, .error = -ENOENT};
+    if (!staged)
+        return;
+    pthread_mutex_lock(&staged->lock);
+    commit->staged = staged;
+    commit->error = staged->committed ? -EALREADY
+                    : staged->root != NAMES_STAGING ? -EINVAL
+                                                    : prepare(commit, NULL);
+}
+
+static errint_t end(struct store *store, struct commit *commit)
+{
+    if (!commit->staged)
+        return commit->error;
+    pthread_mutex_unlock(&commit->staged->lock);
+    staged_put(store, commit->staged);
+    free(commit->xattrs);
+    return commit->error == -EALREADY ? 0 : commit->error;
+}
+
+void staged_commit_many(struct store *store, const uint64_t *numbers, size_t count,
+                        errint_t *results)
+{
+    struct commit commits[STAGED_COMMIT_MANY];
+    for (size_t i = 0; i < count; i++)
+        begin(store, numbers[i], &commits[i]);
+    store_write_lock(store);
+    commit_locked(store, commits, count);
+    store_write_unlock(store);
+    for (size_t i = 0; i < count; i++)
+        results[i] = end(store, &commits[i]);
+    objects_settle(store);
 }
 
 /* --- would it succeed? --- */

@@ -89,19 +89,22 @@ static bool spare_push(struct store *store, uint64_t file, int fd)
     return true;
 }
 
-static errint_t empty(struct store *store, uint64_t file, int fd)
+static errint_t empty(struct store *store, int fd)
 {
+    char path[40];
     if (!store->passthrough)
         return ftruncate(fd, 0) < 0 ? -errno : 0;
-    cleanup_fd int writable = data_open(store, file, O_WRONLY | O_TRUNC);
-    return writable < 0 ? writable : 0;
+    /* The descriptor is read-only. */
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    return truncate(path, 0) < 0 ? -errno : 0;
 }
 
-void data_give_back(struct store *store, uint64_t file, int fd)
+/* `unread`: nobody can have mapped the file to read it. Who has must not see the next put's bytes.
+ */
+void data_give_back(struct store *store, uint64_t file, int fd, bool unread)
 {
-    /* Somebody may still map the file to read it; he must not see the next put's bytes. */
     bool reusable =
-        fd >= 0 && (!store->passthrough || data_is_alone(fd)) && empty(store, file, fd) == 0;
+        fd >= 0 && (!store->passthrough || unread || data_is_alone(fd)) && empty(store, fd) == 0;
     if (reusable && spare_push(store, file, fd))
         return;
     data_remove(store, file);

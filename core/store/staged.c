@@ -104,7 +104,7 @@ static void destroy(struct store *store, struct staged *staged)
         watcher_forget(store, staged->number);
         if (staged->keeps_file) {
             atomic_fetch_sub(&store->memory_used, (int_fast64_t)staged->charged_bytes);
-            data_give_back(store, staged->file, staged->fd);
+            data_give_back(store, staged->file, staged->fd, staged->write_only);
             staged->fd = -1;
         }
         refs_drop(store, staged->refs, staged->ref_count);
@@ -389,7 +389,7 @@ errint_t staged_create(struct store *store, uint64_t parent, const char *name, m
     error = create_locked(store, staged, &result);
     store_write_unlock(store);
     if (error) {
-        data_give_back(store, staged->file, staged->fd);
+        data_give_back(store, staged->file, staged->fd, true);
         staged->fd = -1;
         staged_free(staged);
         if (error < 0)
@@ -414,6 +414,24 @@ errint_t staged_info(struct store *store, uint64_t number, struct staged_info *o
         return -ENOENT;
     fill(staged, NULL, out);
     return 0;
+}
+
+errint_t staged_peek(struct store *store, uint64_t number, struct staged_info *out)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
+    struct staged *staged = find(store, number);
+    if (!staged)
+        return -ENOENT;
+    fill(staged, &(struct stat){0}, out);
+    return 0;
+}
+
+void staged_mark_write_only(struct store *store, uint64_t number, bool alone)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
+    struct staged *staged = find(store, number);
+    if (staged)
+        staged->write_only = alone;
 }
 
 static uint64_t *all_numbers(struct store *store, size_t *count)

@@ -45,6 +45,12 @@ MOB_MUST_CHECK errint_t staged_create(struct store *store, uint64_t parent, cons
 
 /* -ENOENT: discarded, or committed and closed. */
 MOB_MUST_CHECK errint_t staged_info(struct store *store, uint64_t number, struct staged_info *out);
+/* The same without asking the filesystem: size, blocks and mtime_ns are 0. */
+MOB_MUST_CHECK errint_t staged_peek(struct store *store, uint64_t number, struct staged_info *out);
+
+/* Nobody has the file open for reading (`alone`), as far as the mount knows; or somebody has again.
+ * Without that its data file is checked for readers that map it before it serves another put. */
+void staged_mark_write_only(struct store *store, uint64_t number, bool alone);
 
 /* Every staged file; after a restart, those the dead server left. */
 void staged_each(struct store *store, void (*each)(void *argument, const struct staged_info *info),
@@ -113,6 +119,14 @@ MOB_MUST_CHECK errint_t staged_check(struct store *store, uint64_t number, struc
  * refs; -ENOSPC, -EIO: nothing has changed, the staged file stays. An unlinked one is -ENOENT. */
 MOB_MUST_CHECK errint_t staged_commit(struct store *store, uint64_t number, struct mob_id *id,
                                       uint64_t *object_number, struct mob_error *err);
+
+enum { STAGED_COMMIT_MANY = 16 };
+/* The same for up to STAGED_COMMIT_MANY files in one transaction; no number may be there twice, nor
+ * in another thread's call. results[i] is 0 (also if it was an object already) or staged_commit()'s
+ * error: -EINVAL if it isn't in staging/, and when there was no room for all, that error for each:
+ * try them one by one then. */
+void staged_commit_many(struct store *store, const uint64_t *numbers, size_t count,
+                        errint_t *results);
 
 /* The whole content, up to `limit`, for job specs: a new, terminated buffer. -EFBIG. */
 MOB_MUST_CHECK errint_t staged_content(struct store *store, uint64_t number, size_t limit,

@@ -134,7 +134,8 @@ struct staged {
     uint8_t name_bytes;
     bool named; /* in the table by name */
     bool unlinked, committed, gone;
-    bool closed; /* as staged_mark_closed() says */
+    bool closed;     /* as staged_mark_closed() says */
+    bool write_only; /* as staged_mark_write_only() says */
     mode_t mode;
     uid_t uid;
     gid_t gid;
@@ -251,7 +252,7 @@ char *data_name(uint64_t file, char out[DATA_NAME_BYTES]);
 /* A new or spare empty data file, opened as staged files have it. */
 MOB_MUST_CHECK errint_t data_take(struct store *store, uint64_t *file, int *fd);
 /* Gives one back that nothing uses: kept as a spare file if it can be, else removed. Takes `fd`. */
-void data_give_back(struct store *store, uint64_t file, int fd);
+void data_give_back(struct store *store, uint64_t file, int fd, bool unread);
 /* Removes a data file, telling the user first. Returns the bytes it had allocated. */
 uint64_t data_remove(struct store *store, uint64_t file);
 int data_open(struct store *store, uint64_t file, int flags);
