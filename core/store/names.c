@@ -227,7 +227,7 @@ static errint_t make_name(struct store *store, uint64_t parent, const char *name
                           struct name_record *record, const char *text, struct name_info *out)
 {
     struct name_place place;
-    store_write_lock(store);
+    store_names_lock(store);
     errint_t error = place_new(store, parent, name, &place);
     if (!error) {
         record->name = name;
@@ -241,7 +241,7 @@ static errint_t make_name(struct store *store, uint64_t parent, const char *name
         atomic_fetch_add(&store->names, 1);
         name_record_info(store, parent, record, out);
     }
-    store_write_unlock(store);
+    store_names_unlock(store);
     return error;
 }
 
@@ -286,9 +286,9 @@ errint_t names_make_directory(struct store *store, uint64_t parent, const char *
     directory->gid = gid;
     directory->mtime_ns = store_wall_ns(store);
     directory->known = true;
-    store_write_lock(store);
+    store_names_lock(store);
     error = make_directory_locked(store, directory, name, out);
-    store_write_unlock(store);
+    store_names_unlock(store);
     if (error)
         directory_free(directory);
     return error;
@@ -358,10 +358,10 @@ errint_t names_set_directory(struct store *store, uint64_t number, unsigned vali
                              uid_t uid, gid_t gid, uint64_t mtime_ns, struct name_info *out)
 {
     struct name_record record;
-    store_write_lock(store);
+    store_names_lock(store);
     struct directory *directory = directory_get(store, number);
     if (!directory) {
-        store_write_unlock(store);
+        store_names_unlock(store);
         return -ENOENT;
     }
     directory_record(directory, &record);
@@ -386,7 +386,7 @@ errint_t names_set_directory(struct store *store, uint64_t number, unsigned vali
         directory_set_info(store, directory, out);
         pthread_mutex_unlock(&store->tree_lock);
     }
-    store_write_unlock(store);
+    store_names_unlock(store);
     return error;
 }
 
@@ -436,7 +436,7 @@ errint_t names_remove_directory(struct store *store, uint64_t parent, const char
     struct directory *directory = NULL;
     if (!parent)
         return -EBUSY;
-    store_write_lock(store);
+    store_names_lock(store);
     errint_t error = place_old(store, parent, name, &place);
     if (!error && (place.staged || place.record.type != NAME_DIRECTORY))
         error = -ENOTDIR;
@@ -453,7 +453,7 @@ errint_t names_remove_directory(struct store *store, uint64_t parent, const char
         pthread_mutex_unlock(&store->tree_lock);
         atomic_fetch_sub(&store->names, 1);
     }
-    store_write_unlock(store);
+    store_names_unlock(store);
     if (!error)
         directory_free(directory);
     return error;
@@ -483,11 +483,11 @@ errint_t names_unlink(struct store *store, uint64_t parent, const char *name, bo
     struct name_place place;
     if (was_job)
         *was_job = false;
-    store_write_lock(store);
+    store_names_lock(store);
     errint_t error = place_old(store, parent, name, &place);
     if (!error)
         error = unlink_locked(store, &place);
-    store_write_unlock(store);
+    store_names_unlock(store);
     if (error)
         return error;
     if (!place.staged && place.record.type == NAME_OBJECT)

@@ -283,9 +283,9 @@ errint_t names_rename(struct store *store, uint64_t parent, const char *name, ui
         *replaced_job = false;
     if (flags != 0 && flags != RENAME_NOREPLACE && flags != RENAME_EXCHANGE)
         return -EINVAL;
-    store_write_lock(store);
+    store_names_lock(store);
     errint_t error = rename_locked(&it, parent, name, new_parent, new_name);
-    store_write_unlock(store);
+    store_names_unlock(store);
     free(it.directory_name[0]);
     free(it.directory_name[1]);
     if (error)

@@ -766,7 +766,7 @@ static void forget_unresolved(struct store *store)
 void store_drop_unresolved(struct store *store)
 {
     struct recovery it = {.store = store};
-    store_write_lock(store);
+    store_names_lock(store);
     errint_t error = 0;
     if (store->unresolved.count) {
         error = walk(store, META_NAMES, &it, each_unresolved_name);
@@ -780,7 +780,7 @@ void store_drop_unresolved(struct store *store)
         forget_unresolved(store);
         pthread_mutex_unlock(&store->tree_lock);
     }
-    store_write_unlock(store);
+    store_names_unlock(store);
     if (error)
         mob_log_error("store: names of objects that are gone can't be removed: %s",
                       strerror(-error));

@@ -336,10 +336,12 @@ static errint_t find_place(struct store *store, uint64_t parent, const char *nam
 static errint_t create_locked(struct store *store, struct staged *staged, struct staged **out)
 {
     struct name_place place;
+    /* Held while LMDB is looked at, too: a name that a commit is moving there is in one of the two.
+     */
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
     errint_t error = find_place(store, staged->parent, staged->name, &place);
     if (error)
         return error;
-    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
     if (place.exists) {
         *out = place.staged;
         if (!place.staged || !staged->request || place.staged->request != staged->request)
@@ -385,9 +387,9 @@ errint_t staged_create(struct store *store, uint64_t parent, const char *name, m
         staged_free(staged);
         return error;
     }
-    store_write_lock(store);
+    pthread_mutex_lock(&store->names_lock);
     error = create_locked(store, staged, &result);
-    store_write_unlock(store);
+    pthread_mutex_unlock(&store->names_lock);
     if (error) {
         data_give_back(store, staged->file, staged->fd, true);
         staged->fd = -1;

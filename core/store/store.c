@@ -196,8 +196,8 @@ static struct store *new_store(const struct store_options *options)
     store->hooks = options->hooks;
     store->hooks.object_changed = NULL;
     store->dead_new_end = &store->dead_new;
-    pthread_mutex_t *locks[] = {&store->writer, &store->tree_lock, &store->spare.lock,
-                                &store->watcher.lock, &store->dead_lock};
+    pthread_mutex_t *locks[] = {&store->names_lock, &store->writer,       &store->tree_lock,
+                                &store->spare.lock, &store->watcher.lock, &store->dead_lock};
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(locks); i++)
         pthread_mutex_init(locks[i], NULL);
     if (!store->state_dir || !store->memory_dir || table_init(&store->table) ||
@@ -275,8 +275,8 @@ void store_close(struct store *store)
     mob_cleanup_fd(&store->memory_fd);
     mob_cleanup_fd(&store->lock_fd);
     unregister_open(store);
-    pthread_mutex_t *locks[] = {&store->writer, &store->tree_lock, &store->spare.lock,
-                                &store->watcher.lock, &store->dead_lock};
+    pthread_mutex_t *locks[] = {&store->names_lock, &store->writer,       &store->tree_lock,
+                                &store->spare.lock, &store->watcher.lock, &store->dead_lock};
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(locks); i++)
         pthread_mutex_destroy(locks[i]);
     explicit_bzero(store->secret, sizeof store->secret);

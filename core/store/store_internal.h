@@ -3,14 +3,18 @@
  * Lock order, outermost first; a lock is only taken while holding those before it:
  *
  *   staged->lock      the data of one staged file: writes, attributes, its commit
+ *   store->names_lock names that are added, moved or taken away, by users: by all but commits,
+ *                     which only turn a staged file's name into an object's
  *   store->writer     every change of LMDB, and of what the names' tree says; LMDB transactions
  *   store->tree_lock  directories, staged files by name and number, their records, unresolved IDs
  *   table ID shard    then
  *   table shard       objects
  *   leaf locks        spare files, dead objects, the watcher
  *
- * A thread with only `writer` may read the tree without tree_lock, since changing it takes both.
- * Hooks, waiters and callbacks are called with none of them held. */
+ * A thread with names_lock and `writer` may read the tree without tree_lock, since changing it
+ * takes that and one of these. A staged file is made with names_lock and tree_lock alone: creates
+ * would wait for every commit's transaction otherwise. Hooks, waiters and callbacks are called with
+ * none of them held. */
 #ifndef MOBULA_CORE_STORE_INTERNAL_H
 #define MOBULA_CORE_STORE_INTERNAL_H
 
@@ -316,7 +320,7 @@ struct name_place {
 
 MOB_MUST_CHECK errint_t name_check(const char *name, size_t *name_bytes);
 uint64_t name_hash(const struct store *store, const char *name, size_t name_bytes);
-/* Finds a name; writer is held, `cursor` is one of META_NAMES. */
+/* Finds a name; names_lock is held, and writer or tree_lock; `cursor` is one of META_NAMES. */
 MOB_MUST_CHECK errint_t name_look(struct store *store, MDB_cursor *cursor, uint64_t parent,
                                   const char *name, struct name_place *out);
 /* Deletes a name that is in LMDB, and its text. */
@@ -425,6 +429,7 @@ struct store {
     struct store *next_open;
 
     struct meta meta;
+    pthread_mutex_t names_lock;
     pthread_mutex_t writer;
     atomic_uint_fast64_t next_number, number_limit;
 
@@ -459,6 +464,17 @@ void store_write_lock(struct store *store);
 static inline void store_write_unlock(struct store *store)
 {
     pthread_mutex_unlock(&store->writer);
+}
+/* names_lock and writer. */
+static inline void store_names_lock(struct store *store)
+{
+    pthread_mutex_lock(&store->names_lock);
+    store_write_lock(store);
+}
+static inline void store_names_unlock(struct store *store)
+{
+    store_write_unlock(store);
+    pthread_mutex_unlock(&store->names_lock);
 }
 /* As store_new_number(), with writer held and no transaction begun. */
 MOB_MUST_CHECK errint_t store_new_number_locked(struct store *store, uint64_t *number);
