@@ -140,7 +140,8 @@ int backing_known(struct backing *backing, uint64_t file)
 /* The kernel keeps the open file that it is given, past our death, and with it a lease that we were
  * just asking writers by (data_has_writers()): the next server's opens would wait for that lease
  * until the system's lease-break-time is over, 45 s. So it gets an open file of its own; of access
- * mode 3 (open(2), "neither reads nor writes"), which counts neither as a reader nor as a writer. */
+ * mode 3 (open(2), "neither reads nor writes"), which counts neither as a reader nor as a writer.
+ */
 static int register_with_kernel(struct transport *transport, int fd)
 {
     char path[40];

@@ -65,6 +65,7 @@ void transport_handle(struct transport *transport, char *bytes, size_t size, uin
         .unique = unique,
         .resent = resent || (unique & ABI_UNIQUE_RESEND) != 0,
     };
+    wakeups_note(transport->wakeups);
     const struct fuse_in_header *in = (const void *)bytes;
     if (transport->refuse && in->opcode != FUSE_INIT) {
         refuse_request(transport, in);
@@ -370,6 +371,7 @@ errint_t transport_create(const struct transport_options *options,
     transport->context = context;
     transport->wanted = options->kind;
     transport->want_passthrough = options->want_passthrough;
+    transport->want_wakeups = options->idle_polling;
     transport->depth = options->ring_depth ? options->ring_depth : TRANSPORT_DEFAULT_DEPTH;
     if (transport->depth > TRANSPORT_MAX_DEPTH)
         transport->depth = TRANSPORT_MAX_DEPTH;
@@ -548,6 +550,8 @@ errint_t transport_serve(struct transport *transport, struct mob_error *err)
         device_next_epoch(transport);
         device_resend(transport);
     }
+    if (transport->want_wakeups && wakeups_open(&transport->wakeups))
+        mob_log_warning("no thread that could keep idle CPUs awake");
     failed = start_threads(transport, err);
     if (!failed) {
         mob_log_info("serving: %s", transport->description);
@@ -556,6 +560,8 @@ errint_t transport_serve(struct transport *transport, struct mob_error *err)
     atomic_store(&transport->stopping, true);
     ring_stop(transport);
     device_stop(transport);
+    wakeups_close(transport->wakeups);
+    transport->wakeups = NULL;
     return failed;
 }
 

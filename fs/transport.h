@@ -64,6 +64,7 @@ struct transport_options {
     struct session *session; /* the keeper's */
     enum transport_kind kind;
     bool want_passthrough;
+    bool idle_polling;        /* see fs/wakeups.h */
     unsigned ring_depth;      /* entries a queue to start with; 0 = default */
     uint32_t max_write_bytes; /* 0 = 1 MiB */
 };

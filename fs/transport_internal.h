@@ -13,6 +13,7 @@
 #include "fs/fuse_abi.h"
 #include "fs/session_layout.h"
 #include "fs/transport.h"
+#include "fs/wakeups.h"
 
 enum {
     TRANSPORT_DEFAULT_DEPTH = 256, /* a burst of opens that park must find entries */
@@ -34,6 +35,7 @@ struct transport {
     void *context;
     enum transport_kind wanted;
     bool want_passthrough;
+    bool want_wakeups;
     bool refuse; /* answers EIO to everything, calls no op */
     unsigned depth;
     uint32_t max_write_bytes;
@@ -61,6 +63,7 @@ struct transport {
     unsigned device_thread_count;
     _Atomic unsigned device_threads_ended;
     int possible_cores;
+    struct wakeups *wakeups; /* NULL: none */
 
     _Atomic uint64_t ring_requests;
     _Atomic uint64_t device_requests;

@@ -23,6 +23,7 @@ static const char help[] =
     "      --cpus N           what jobs may use at once (default: all)\n"
     "      --transport KIND   auto, io_uring or device (default auto)\n"
     "      --no-passthrough   serve all reads and writes by the daemon\n"
+    "      --no-idle-polling  let idle CPUs halt, as they do anyway outside virtual machines\n"
     "      --config FILE      options from there (default /etc/mobula/mobula.conf)\n"
     "      --log FILE         the daemon's log (default: DIR/log)\n"
     "      --foreground       stay, as the daemon, until it ends\n"
@@ -30,7 +31,13 @@ static const char help[] =
     "Example:\n"
     "  mkdir -p /tmp/store && mobula up /tmp/store --memory 1G\n";
 
-enum { OPTION_FOREGROUND = CLI_OPTION_FIRST, OPTION_NO_PASSTHROUGH, OPTION_CONFIG, OPTION_VALUE };
+enum {
+    OPTION_FOREGROUND = CLI_OPTION_FIRST,
+    OPTION_NO_PASSTHROUGH,
+    OPTION_NO_IDLE_POLLING,
+    OPTION_CONFIG,
+    OPTION_VALUE
+};
 
 /* --- options --- */
 
@@ -63,6 +70,7 @@ static const char *parse_options(struct cli *cli, int argc, char **argv, struct 
         {"listen", required_argument, NULL, OPTION_VALUE + 10},
         {"foreground", no_argument, NULL, OPTION_FOREGROUND},
         {"no-passthrough", no_argument, NULL, OPTION_NO_PASSTHROUGH},
+        {"no-idle-polling", no_argument, NULL, OPTION_NO_IDLE_POLLING},
         {"config", required_argument, NULL, OPTION_CONFIG},
         {NULL, 0, NULL, 0}};
     static const char *const keys[] = {"name",  "state", "memory",   "cpus",    "transport", "log",
@@ -72,6 +80,8 @@ static const char *parse_options(struct cli *cli, int argc, char **argv, struct 
             options->foreground = true;
         } else if (option == OPTION_NO_PASSTHROUGH) {
             set_or_die(cli, options, "no-passthrough", "yes");
+        } else if (option == OPTION_NO_IDLE_POLLING) {
+            set_or_die(cli, options, "no-idle-polling", "yes");
         } else if (option == OPTION_CONFIG) {
             free(options->config);
             if (!(options->config = strdup(optarg)))
@@ -236,6 +246,8 @@ static void make_arguments(const struct up_options *options, const char *program
         }
     if (is_on(options->no_passthrough))
         out[count++] = "--no-passthrough";
+    if (is_on(options->no_idle_polling))
+        out[count++] = "--no-idle-polling";
     if (options->foreground)
         out[count++] = "--foreground";
     out[count] = NULL;

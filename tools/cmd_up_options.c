@@ -86,6 +86,7 @@ static const struct known_option known_options[] = {
     {"cpus", offsetof(struct up_options, cpus), check_cpus},
     {"transport", offsetof(struct up_options, transport), check_transport},
     {"no-passthrough", offsetof(struct up_options, no_passthrough), check_switch},
+    {"no-idle-polling", offsetof(struct up_options, no_idle_polling), check_switch},
     {"log", offsetof(struct up_options, log), check_path},
 };
 

@@ -12,6 +12,7 @@ struct up_options {
     char *cpus;
     char *transport;
     char *no_passthrough; /* "yes" or "no" */
+    char *no_idle_polling;
     char *log;
     char *config; /* not from a file */
     bool foreground;
@@ -21,8 +22,7 @@ struct up_options {
  * any case, as the last of an option given twice counts. -ENOENT: no such option; -EOPNOTSUPP:
  * one of SPEC.md that is not there yet; -EINVAL and a sentence: a bad value. */
 MOB_MUST_CHECK errint_t up_options_set(struct up_options *options, const char *key,
-                                       const char *value, bool replace,
-                                       struct mob_error *err);
+                                       const char *value, bool replace, struct mob_error *err);
 
 /* Fills what the command line left open from the option file, section [NAME] before no section,
  * then from the defaults. The default file may be missing. Sentences name the file. */

@@ -19,6 +19,7 @@ enum option_id {
     OPT_CPUS,
     OPT_TRANSPORT,
     OPT_NO_PASSTHROUGH,
+    OPT_NO_IDLE_POLLING,
     OPT_FOREGROUND,
     OPT_READY_FD,
     OPT_LOG,
@@ -33,6 +34,7 @@ static const struct option options[] = {
     {"cpus", required_argument, NULL, OPT_CPUS},
     {"transport", required_argument, NULL, OPT_TRANSPORT},
     {"no-passthrough", no_argument, NULL, OPT_NO_PASSTHROUGH},
+    {"no-idle-polling", no_argument, NULL, OPT_NO_IDLE_POLLING},
     {"foreground", no_argument, NULL, OPT_FOREGROUND},
     {"ready-fd", required_argument, NULL, OPT_READY_FD},
     {"log", required_argument, NULL, OPT_LOG},
@@ -44,6 +46,7 @@ static const struct option options[] = {
 static const char usage[] =
     "usage: mobulad MNT [--name N] [--state DIR] [--memory SIZE] [--cpus N]\n"
     "               [--transport auto|io_uring|device] [--no-passthrough]\n"
+    "               [--no-idle-polling]\n"
     "               [--foreground] [--log FILE] [--ready-fd FD]\n"
     "Serves an object store at MNT. `mobula up` starts it; see mobulad(8).\n"
     "example: mobulad /mnt/store --memory 4G --foreground\n";
@@ -127,6 +130,9 @@ static errint_t apply(int option, const char *value, struct settings *settings,
     case OPT_NO_PASSTHROUGH:
         settings->passthrough = false;
         return 0;
+    case OPT_NO_IDLE_POLLING:
+        settings->idle_polling = false;
+        return 0;
     case OPT_FOREGROUND:
         settings->foreground = true;
         return 0;
@@ -173,6 +179,7 @@ errint_t settings_parse(int argc, char **argv, struct settings *out, struct mob_
         .memory_bytes = ram_bytes() / 10 * 3,
         .cpus = (double)sysconf(_SC_NPROCESSORS_ONLN),
         .passthrough = true,
+        .idle_polling = true,
         .ready_fd = -1,
         .own_tmpfs = geteuid() == 0,
     };

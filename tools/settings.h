@@ -22,6 +22,7 @@ struct settings {
     double cpus;
     enum transport_kind transport;
     bool passthrough;
+    bool idle_polling;
     bool foreground;
     bool own_tmpfs; /* root: memory_dir is a tmpfs that we mount */
     int ready_fd;   /* -1: nobody waits */

@@ -306,7 +306,7 @@ static void begin(struct store *store, uint64_t number, struct commit *commit)
         return;
     pthread_mutex_lock(&staged->lock);
     commit->staged = staged;
-    commit->error = staged->committed ? -EALREADY
+    commit->error = staged->committed               ? -EALREADY
                     : staged->root != NAMES_STAGING ? -EINVAL
                                                     : prepare(commit, NULL);
 }

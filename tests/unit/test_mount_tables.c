@@ -86,9 +86,8 @@ static void handles_outlive_their_server(void **state)
     bool existed;
     assert_int_equal(handles_open(area, &handles), 0);
     assert_int_equal(handles_new(handles, 100, false, 11, 0, 1, &first, &first_fh, &existed), 0);
-    assert_int_equal(handles_new(handles, 102, false, 12, HANDLE_WRITE, 1, &second, &second_fh,
-                                 &existed),
-                     0);
+    assert_int_equal(
+        handles_new(handles, 102, false, 12, HANDLE_WRITE, 1, &second, &second_fh, &existed), 0);
     assert_false(existed);
     handles_free(handles, first_fh);
     assert_null(handles_get(handles, first_fh));
@@ -100,7 +99,8 @@ static void handles_outlive_their_server(void **state)
     assert_int_equal(found.count, 1);
     assert_int_equal(found.node, 12);
     assert_ptr_equal(handles_get(handles, second_fh), second);
-    /* The same request again is the same handle; a new one gets the free slot under a new number. */
+    /* The same request again is the same handle; a new one gets the free slot under a new number.
+     */
     assert_int_equal(handles_new(handles, 102, true, 12, 0, 1, &first, &fh, &existed), 0);
     assert_true(existed);
     assert_int_equal(fh, second_fh);
