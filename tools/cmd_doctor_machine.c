@@ -160,6 +160,24 @@ static void check_files(struct doctor *doctor)
                 enough ? "" : ": each large object that is open takes one");
 }
 
+/* Where idle guest CPUs halt at once, waking one costs more than a request: see fs/wakeups.h. */
+static void check_idle_cpus(struct doctor *doctor)
+{
+    cleanup_free char *driver = NULL, *poll_ns = NULL;
+    if (mob_read_file(AT_FDCWD, "/sys/devices/system/cpu/cpuidle/current_driver", 256, &driver,
+                      NULL) ||
+        strncmp(driver, "haltpoll", 8) != 0 ||
+        mob_read_file(AT_FDCWD, "/sys/module/haltpoll/parameters/guest_halt_poll_ns", 256, &poll_ns,
+                      NULL))
+        return;
+    bool halts = atol(poll_ns) == 0, polls = !access("/dev/cpu_dma_latency", W_OK);
+    doctor_find(doctor, "idle CPUs", !halts || polls ? DOCTOR_OK : DOCTOR_WARN,
+                "as root: 'echo 200000 > /sys/module/haltpoll/parameters/guest_halt_poll_ns'", "%s",
+                !halts  ? "poll a while before they halt"
+                : polls ? "halt at once; they poll while requests come (--no-idle-polling)"
+                        : "halt at once: each request waits for one to wake up");
+}
+
 /* --- disk --- */
 
 /* The directory itself, or the nearest one above that is there. */
@@ -235,6 +253,7 @@ void doctor_check_machine(struct doctor *doctor)
     check_memory(doctor);
     check_shared_memory(doctor);
     check_files(doctor);
+    check_idle_cpus(doctor);
     check_state(doctor);
     cli_mount_each(check_mount, doctor);
 }

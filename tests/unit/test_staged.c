@@ -464,38 +464,6 @@ static void a_list_of_any_length_is_read_from_the_content(void **state)
     free(text);
 }
 
-static void what_a_list_names_at_its_commit_counts(void **state)
-{
-    struct fixture *fixture = *state;
-    struct store *store = fixture->store;
-    struct mob_error err = {0};
-    struct mob_id first = fixture_put(store, NAMES_STAGING, "first", "1", 1);
-    struct mob_id second = fixture_put(store, NAMES_STAGING, "second", "2", 1), id;
-    char text[MOB_ID_STRING_BYTES], *refs;
-    size_t bytes;
-    uint64_t f = stage(store, "list"), object;
-    assert_int_equal(staged_xattr_set(store, f, "user.mobula.refs", "content", 7, 0, &err), 0);
-    assert_int_equal(staged_write(store, f, mob_id_format(&first, text), 40, 0), 40);
-    assert_int_equal(staged_check(store, f, &err), 0);
-    /* From here on the file holds it. */
-    assert_int_equal(names_unlink(store, NAMES_STAGING, "first", NULL, NULL), 0);
-    assert_true(fixture_exists(store, &first));
-    /* The same again, twice the same ID, and another ID of the same length. */
-    assert_int_equal(staged_check(store, f, &err), 0);
-    assert_int_equal(staged_write(store, f, mob_id_format(&second, text), 40, 0), 40);
-    assert_int_equal(staged_write(store, f, " ", 1, 40), 1);
-    assert_int_equal(staged_write(store, f, text, 40, 41), 40);
-    assert_int_equal(staged_commit(store, f, &id, &object, &err), 0);
-    assert_false(fixture_exists(store, &first));
-    assert_int_equal(store_refs(store, object, &refs, &bytes), 0);
-    assert_int_equal(bytes, 41);
-    assert_memory_equal(refs, text, 40);
-    free(refs);
-    assert_int_equal(names_unlink(store, NAMES_STAGING, "second", NULL, NULL), 0);
-    assert_true(fixture_exists(store, &second));
-    assert_int_equal(staged_closed(store, f), 0);
-}
-
 /* --- writers behind the store's back --- */
 
 static void a_file_with_writers_or_writable_mappings_is_busy(void **state)
@@ -918,7 +886,6 @@ int main(void)
         TEST(extended_attributes_go_with_the_object),
         TEST(listed_objects_are_held_from_the_setting_on),
         TEST(a_list_of_any_length_is_read_from_the_content),
-        TEST(what_a_list_names_at_its_commit_counts),
         TEST_PASSTHROUGH(a_file_with_writers_or_writable_mappings_is_busy),
         TEST_PASSTHROUGH(the_last_writer_s_close_is_told_once),
         TEST_PASSTHROUGH(a_file_that_is_still_mapped_does_not_serve_the_next_put),
