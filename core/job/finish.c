@@ -141,10 +141,11 @@ static errint_t commit(struct jobs *jobs, struct job *job, struct job_end *end, 
     job->committing = true;
     pthread_mutex_unlock(&jobs->lock);
     error = store_batch_commit(batch, err);
+    if (!error)
+        return 0; /* it counts as ended already; settle() says so in its state */
     pthread_mutex_lock(&jobs->lock);
     job->committing = false;
-    if (error)
-        job->end = NULL;
+    job->end = NULL;
     pthread_mutex_unlock(&jobs->lock);
     return error;
 }

@@ -95,7 +95,7 @@ struct job {
     struct job_spec *spec; /* until the end */
     char *broken;          /* why it can't go on after a restart, or NULL */
     struct job_end *end;   /* set before the end is committed; visible by job_has_ended() */
-    bool committing;
+    bool committing;       /* that end, until the state says so */
     bool running_recorded; /* the record says that it runs */
     bool cancelled;        /* asked for, and passed on to the launcher */
     bool holding;          /* has its arguments held */

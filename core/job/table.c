@@ -171,6 +171,8 @@ void job_set_state(struct jobs *jobs, struct job *job, enum job_state state)
     pthread_mutex_lock(&jobs->lock);
     jobs->state_counts[job->state]--;
     job->state = state;
+    if (job_state_is_end(state))
+        job->committing = false;
     jobs->state_counts[state]++;
     pthread_mutex_unlock(&jobs->lock);
     if (jobs->hooks.job_changed)
