@@ -383,6 +383,7 @@ void objects_settle(struct store *store)
         if (flush_is_due(store) && !flush_some(store))
             return;
     }
+    table_trim(&store->table);
 }
 
 void objects_flush(struct store *store)

@@ -93,9 +93,13 @@ struct table_id_shard {
 struct table {
     struct table_shard shards[TABLE_SHARDS];
     struct table_id_shard id_shards[TABLE_SHARDS];
+    atomic_uint freed_slots; /* since table_trim() */
 };
 
 MOB_MUST_CHECK errint_t table_init(struct table *table);
+/* Gives the system what many objects took that are gone. Takes milliseconds, seldom; no lock held.
+ */
+void table_trim(struct table *table);
 void table_destroy(struct table *table); /* frees waiters and failures, too */
 /* Adds a copy of `object`. -EEXIST (its ID or number is there), -ENOMEM. */
 MOB_MUST_CHECK errint_t table_insert(struct table *table, const struct object *object);

@@ -5,11 +5,13 @@
  * while its slot is in use, so a slot found there under the ID shard's lock has a constant number
  * and ID. Chunks double in size; with 256 shards each index is small, so that growing one takes
  * well under a millisecond. */
+#include <malloc.h>
 #include <string.h>
 
 #include "core/store/store_internal.h"
 
 #define INDEX_DELETED UINT32_MAX
+#define TRIM_SLOTS 65536u /* some 8 MB */
 
 static inline uint64_t id_hash(const struct mob_id *id)
 {
@@ -140,6 +142,39 @@ static void slot_free(struct table_shard *shard, uint32_t slot)
     memset(object, 0, sizeof *object);
     object->next_free = shard->free_slot;
     shard->free_slot = slot + 1;
+}
+
+/* --- giving memory back --- */
+
+static void index_give_back(struct table_index *index)
+{
+    if (index->count || index->capacity <= TABLE_FIRST_CHUNK)
+        return;
+    free(index->slots);
+    *index = (struct table_index){0};
+}
+
+/* Once a shard is empty no index leads to its slots. The first chunk stays, for who puts and frees
+ * one object at a time. */
+static void shard_give_back(struct table *table, struct table_shard *shard)
+{
+    if (shard->numbers.count || shard->slot_count <= TABLE_FIRST_CHUNK)
+        return;
+    atomic_fetch_add_explicit(&table->freed_slots, shard->slot_count, memory_order_relaxed);
+    for (int chunk = 1; chunk < TABLE_CHUNKS; chunk++) {
+        free(shard->chunks[chunk]);
+        shard->chunks[chunk] = NULL;
+    }
+    shard->slot_count = shard->free_slot = 0;
+    index_give_back(&shard->numbers);
+}
+
+void table_trim(struct table *table)
+{
+    if (atomic_load_explicit(&table->freed_slots, memory_order_relaxed) < TRIM_SLOTS)
+        return;
+    atomic_store_explicit(&table->freed_slots, 0, memory_order_relaxed);
+    malloc_trim(0);
 }
 
 /* --- the table --- */
@@ -303,6 +338,8 @@ bool table_take(struct table *table, uint64_t number, bool unused_only, struct o
     index_delete(&shard->numbers, position);
     index_delete(&id_shard->ids, index_find(table, &id_shard->ids, hash_of_id, 0, &id));
     slot_free(shard, handle >> 8);
+    shard_give_back(table, shard);
+    index_give_back(&id_shard->ids);
     return true;
 }
 

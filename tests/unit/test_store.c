@@ -918,11 +918,40 @@ static void what_a_killed_server_acknowledged_is_there(void **state)
     munmap(diary, sizeof *diary);
 }
 
+/* More than a shard's first chunk, so that what the table gives back is used again. */
+static void many_objects_come_and_go_twice(void **state)
+{
+    struct fixture *fixture = *state;
+    struct store *store = fixture->store;
+    enum { COUNT = 40000 };
+    struct mob_id *ids = calloc(COUNT, sizeof *ids);
+    struct store_usage before, after;
+    char name[16];
+    store_usage(store, &before);
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < COUNT; i++) {
+            snprintf(name, sizeof name, "o%d", i);
+            ids[i] = fixture_put(store, NAMES_STAGING, name, name, strlen(name));
+        }
+        for (int i = 0; i < COUNT; i++) {
+            snprintf(name, sizeof name, "o%d", i);
+            assert_true(fixture_exists(store, &ids[i]));
+            assert_int_equal(names_unlink(store, NAMES_STAGING, name, NULL, NULL), 0);
+            assert_false(fixture_exists(store, &ids[i]));
+        }
+        store_usage(store, &after);
+        assert_int_equal(after.objects_ready, before.objects_ready);
+        assert_int_equal(after.memory_used_bytes, before.memory_used_bytes);
+    }
+    free(ids);
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, fixture_setup, fixture_teardown)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        TEST(many_objects_come_and_go_twice),
         TEST(an_object_is_found_by_id_and_number_and_reads_back),
         TEST(an_object_without_references_goes_with_its_file),
         TEST(objects_and_names_survive_a_restart),
