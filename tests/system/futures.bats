@@ -143,12 +143,14 @@ wait_for_three_hundred() { # WAY
     wait_for_three_hundred epoll
 }
 
-@test "two thousand opens of one pending object wait at once, and all get the result" {
+@test "ten thousand opens of one pending object wait at once, and all get the result" {
     pending crowd-future
-    local threads
-    background bash -c 'exec openmany "$1" 2000 >"$2"' - "$path" "$BATS_TEST_TMPDIR/out"
+    local threads count=10000
+    # ThreadSanitizer, which the helper is built with then too, has no room for so many threads.
+    if ((MOBULA_TEST_SLOW > 1)); then count=2000; fi
+    background bash -c 'exec openmany "$1" "$3" >"$2"' - "$path" "$BATS_TEST_TMPDIR/out" "$count"
     local pid=$! daemon
-    wait_until grep -qs started "$BATS_TEST_TMPDIR/out"
+    wait_until -t 30 '[[ $(sed -n "s/^mobula_waiting_requests //p" "$MNT/metrics") -ge '"$count"' ]]'
     # No thread each: the daemon goes on with a few.
     daemon=$(node daemon pid)
     threads=$(find "/proc/$daemon/task" -mindepth 1 -maxdepth 1 | wc -l)
@@ -158,7 +160,7 @@ wait_for_three_hundred() { # WAY
     equals "$(within 5 cat "$MNT/staging/meanwhile")" meanwhile
     open_gate crowd-future "for all of you"
     wait "$pid"
-    equals "$(cat "$BATS_TEST_TMPDIR/out")" $'started\n2000 ok 14'
+    equals "$(cat "$BATS_TEST_TMPDIR/out")" "started"$'\n'"$count ok 14"
 }
 
 @test "two thousand opens of a pending object that fails all get EIO" {
