@@ -25,7 +25,7 @@ struct op {
     bool *linked;
     struct mob_id job;
     /* During the commit: */
-    bool inserted, pinned, file_linked, has_size;
+    bool inserted, pinned, file_linked;
     struct waiter *waiters;
 };
 
@@ -277,8 +277,8 @@ static errint_t link_file(struct store *store, struct op *op)
         return -errno;
     if (mine.st_dev != linked.st_dev || mine.st_ino != linked.st_ino)
         return -EINVAL; /* the path is another file's by now */
-    atomic_fetch_add(&store->memory_used, (int64_t)mine.st_blocks * 512);
-    op->has_size = true;
+    op->object.pages = (uint32_t)(mine.st_blocks / (STORE_PAGE_BYTES / 512));
+    atomic_fetch_add(&store->memory_used, (int64_t)object_memory(&op->object));
     return 0;
 }
 
@@ -347,15 +347,14 @@ static void undo(struct store_batch *batch)
     struct store *store = batch->store;
     struct object object;
     char name[DATA_NAME_BYTES];
-    struct stat info;
     for (size_t i = 0; i < batch->count; i++) {
         struct op *op = &batch->ops[i];
         if (op->inserted)
             table_take(&store->table, op->object.number, false, &object);
         if (op->file_linked)
             unlinkat(store->data_fd, data_name(op->object.file, name), 0);
-        if (op->has_size && fstat(op->fd, &info) == 0)
-            atomic_fetch_sub(&store->memory_used, (int64_t)info.st_blocks * 512);
+        if (op->file_linked)
+            atomic_fetch_sub(&store->memory_used, (int64_t)object_memory(&op->object));
     }
 }
 
@@ -472,6 +471,7 @@ static void settle_pending(struct store *store, struct op *op)
     } else {
         object->size = op->object.size;
         object->file = op->object.file;
+        object->pages = op->object.pages;
         object->mtime_ns = op->object.mtime_ns;
         object->mode = op->object.mode;
         object->tier = op->object.tier;

@@ -130,6 +130,7 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     object->size = (uint64_t)info.st_size;
     object->mtime_ns = store_wall_ns(store);
     object->file = in_line ? 0 : staged->file;
+    object->pages = in_line ? 0 : (uint32_t)(staged->charged_bytes / STORE_PAGE_BYTES);
     object->links = 1;
     object->state = OBJECT_READY;
     object->tier = in_line ? TIER_INLINE : TIER_MEMORY;

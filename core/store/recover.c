@@ -155,6 +155,15 @@ static errint_t add_name(struct recovery *it, uint64_t parent, uint64_t key,
 
 /* --- objects --- */
 
+static uint32_t count_pages(struct store *store, uint64_t file)
+{
+    char name[DATA_NAME_BYTES];
+    struct stat info;
+    if (fstatat(store->data_fd, data_name(file, name), &info, AT_SYMLINK_NOFOLLOW) < 0)
+        return 0;
+    return (uint32_t)(info.st_blocks / (STORE_PAGE_BYTES / 512));
+}
+
 static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_val *value)
 {
     struct store *store = it->store;
@@ -178,14 +187,18 @@ static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_v
         it->highest = object.number;
     if (object.tier == TIER_MEMORY && !name_file(&it->files, object.file))
         return add_lost(it, &object);
+    if (object.tier == TIER_MEMORY)
+        object.pages = count_pages(store, object.file);
     errint_t error = table_insert(&store->table, &object);
     if (error == -EEXIST) {
         mob_log_error("store: object %llu has another's ID; it is left out",
                       (unsigned long long)object.number);
         return 0;
     }
-    if (!error)
+    if (!error) {
         store_count_object(store, &object, 1);
+        atomic_fetch_add(&store->memory_used, (int64_t)object_memory(&object));
+    }
     return error;
 }
 
@@ -230,17 +243,6 @@ static errint_t each_sum(void *argument, const MDB_val *key, const MDB_val *valu
         table_unlock(shard);
     }
     return 0;
-}
-
-/* What the files take is counted once, from the filesystem. */
-static void count_memory(struct recovery *it)
-{
-    char name[DATA_NAME_BYTES];
-    struct stat info;
-    for (size_t i = 0; i < it->files.count; i++)
-        if (it->files.named[i] && fstatat(it->store->data_fd, data_name(it->files.files[i], name),
-                                          &info, AT_SYMLINK_NOFOLLOW) == 0)
-            atomic_fetch_add(&it->store->memory_used, (int64_t)info.st_blocks * 512);
 }
 
 /* --- names --- */
@@ -712,7 +714,6 @@ static errint_t recover(struct recovery *it)
         error = walk(store, META_SUMS, it, each_sum);
     if (error)
         return error;
-    count_memory(it);
     error = records_recover(&store->records, each_record, it);
     if (!error)
         error = remove_xattrs(store);

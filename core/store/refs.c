@@ -359,9 +359,10 @@ static bool flush_some(struct store *store)
     }
     while (list) {
         struct dead *next = list->next;
-        if (list->object.tier == TIER_MEMORY)
-            atomic_fetch_sub(&store->memory_used,
-                             (int_fast64_t)data_remove(store, list->object.file));
+        if (list->object.tier == TIER_MEMORY) {
+            data_remove(store, list->object.file);
+            atomic_fetch_sub(&store->memory_used, (int_fast64_t)object_memory(&list->object));
+        }
         free(list);
         list = next;
     }

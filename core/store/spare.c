@@ -112,19 +112,13 @@ void data_give_back(struct store *store, uint64_t file, int fd, bool unread)
         close(fd);
 }
 
-uint64_t data_remove(struct store *store, uint64_t file)
+void data_remove(struct store *store, uint64_t file)
 {
     char name[DATA_NAME_BYTES];
-    struct stat info;
-    uint64_t bytes = 0;
-    data_name(file, name);
-    if (fstatat(store->data_fd, name, &info, AT_SYMLINK_NOFOLLOW) == 0)
-        bytes = (uint64_t)info.st_blocks * 512;
     if (store->hooks.file_gone)
         store->hooks.file_gone(store->hooks.context, file);
-    if (unlinkat(store->data_fd, name, 0) < 0 && errno != ENOENT)
+    if (unlinkat(store->data_fd, data_name(file, name), 0) < 0 && errno != ENOENT)
         mob_log_error("store: can't remove data/%s: %s", name, strerror(errno));
-    return bytes;
 }
 
 errint_t spare_open(struct store *store)

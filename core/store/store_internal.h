@@ -67,9 +67,17 @@ struct object {
     uint32_t links, opens;
     uid_t uid;
     gid_t gid;
+    uint32_t
+        pages; /* of its data file, as they were counted: the kernel may drop some of a hole's */
     uint16_t mode; /* permission bits */
     uint8_t state, tier, flags;
 };
+
+enum { STORE_PAGE_BYTES = 4096 };
+static inline uint64_t object_memory(const struct object *object)
+{
+    return (uint64_t)object->pages * STORE_PAGE_BYTES;
+}
 
 enum { TABLE_SHARDS = 256, TABLE_CHUNKS = 20, TABLE_FIRST_CHUNK = 64 };
 
@@ -261,8 +269,8 @@ char *data_name(uint64_t file, char out[DATA_NAME_BYTES]);
 MOB_MUST_CHECK errint_t data_take(struct store *store, uint64_t *file, int *fd);
 /* Gives one back that nothing uses: kept as a spare file if it can be, else removed. Takes `fd`. */
 void data_give_back(struct store *store, uint64_t file, int fd, bool unread);
-/* Removes a data file, telling the user first. Returns the bytes it had allocated. */
-uint64_t data_remove(struct store *store, uint64_t file);
+/* Removes a data file, telling the user first. */
+void data_remove(struct store *store, uint64_t file);
 int data_open(struct store *store, uint64_t file, int flags);
 errint_t spare_open(struct store *store);
 void spare_close(struct store *store);

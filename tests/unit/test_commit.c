@@ -3,6 +3,7 @@
 #include "tests/unit/store_fixture.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <lmdb.h>
 
 /* Stands before the library's own: failures of the next transactions, to order. */
@@ -85,8 +86,8 @@ static void what_cannot_be_committed_hinders_no_other(void **state)
     numbers[2] = stage_in(store, NAMES_STAGING, "unlinked", "2");
     assert_int_equal(names_unlink(store, NAMES_STAGING, "unlinked", NULL, NULL), 0);
     numbers[3] = stage_in(store, NAMES_STAGING, "list", "no IDs");
-    assert_int_equal(
-        staged_xattr_set(store, numbers[3], "user.mobula.refs", "content", 7, 0, &err), 0);
+    assert_int_equal(staged_xattr_set(store, numbers[3], "user.mobula.refs", "content", 7, 0, &err),
+                     0);
     numbers[4] = stage_in(store, NAMES_STAGING, "already", "4");
     assert_int_equal(staged_commit(store, numbers[4], &id, NULL, &err), 0);
     numbers[5] = stage_in(store, NAMES_STAGING, "last", "5");
@@ -157,6 +158,32 @@ static void what_a_list_names_at_its_commit_counts(void **state)
     assert_int_equal(staged_closed(store, f), 0);
 }
 
+/* The kernel may take pages of a hole away again that a mapping reader had it allocate. */
+static void what_was_counted_for_an_object_is_given_back(void **state)
+{
+    struct store *store = ((struct fixture *)*state)->store;
+    struct store_usage before, after;
+    struct object_info info;
+    static char large[300000];
+    char path[40];
+    store_usage(store, &before);
+    for (size_t i = 0; i < sizeof large; i++)
+        large[i] = (char)i;
+    struct mob_id id = fixture_put(store, NAMES_STAGING, "large", large, sizeof large);
+    assert_int_equal(store_find(store, &id, &info), 0);
+    int fd = store_open_file(store, info.file);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    int writable = open(path, O_RDWR);
+    assert_true(writable >= 0);
+    assert_int_equal(fallocate(writable, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8192, 8192),
+                     0);
+    close(writable);
+    close(fd);
+    assert_int_equal(names_unlink(store, NAMES_STAGING, "large", NULL, NULL), 0);
+    store_usage(store, &after);
+    assert_int_equal(after.memory_used_bytes, before.memory_used_bytes);
+}
+
 #define TEST(function) cmocka_unit_test_setup_teardown(function, fixture_setup, fixture_teardown)
 
 int main(void)
@@ -166,6 +193,7 @@ int main(void)
         TEST(what_cannot_be_committed_hinders_no_other),
         TEST(when_there_is_no_room_none_is_committed),
         TEST(what_a_list_names_at_its_commit_counts),
+        TEST(what_was_counted_for_an_object_is_given_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
