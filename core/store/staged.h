@@ -120,7 +120,8 @@ MOB_MUST_CHECK errint_t staged_check(struct store *store, uint64_t number, struc
 MOB_MUST_CHECK errint_t staged_commit(struct store *store, uint64_t number, struct mob_id *id,
                                       uint64_t *object_number, struct mob_error *err);
 
-enum { STAGED_COMMIT_MANY = 64 };
+/* Each keeps its lock meanwhile; ThreadSanitizer follows no more than 64 locks of a thread. */
+enum { STAGED_COMMIT_MANY = 48 };
 /* The same for up to STAGED_COMMIT_MANY files in one transaction; no number may be there twice, nor
  * in another thread's call. results[i] is 0 (also if it was an object already) or staged_commit()'s
  * error: -EINVAL if it isn't in staging/, and when there was no room for all, that error for each:
