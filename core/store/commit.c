@@ -258,68 +258,57 @@ static void commit_locked(struct store *store, struct commit *commits, size_t co
     }
 }
 
-static errint_t commit_staged(struct store *store, struct staged *staged, struct mob_id *id,
-                              uint64_t *object_number, struct mob_error *err)
+/* Takes the file's lock, and prepares what is to be committed. */
+static void begin(struct store *store, uint64_t number, struct commit *commit,
+                  struct mob_error *err)
 {
-    struct commit commit = {.store = store, .staged = staged};
-    if (!staged->committed && staged->root != NAMES_STAGING)
-        return mob_error_set(err, -EINVAL, "only files in staging/ become objects");
-    errint_t error = staged->committed ? 0 : prepare(&commit, err);
-    if (!error && !staged->committed) {
-        store_write_lock(store);
-        commit_locked(store, &commit, 1);
-        store_write_unlock(store);
-        error = commit.error;
-        if (error)
-            mob_error_set(err, error, "the object can't be recorded: %s", strerror(-error));
+    struct staged *staged = staged_get(store, number);
+    *commit = (struct commit){.store = store, .staged = staged};
+    if (!staged) {
+        commit->error = mob_error_set(err, -ENOENT, "there is no such staged file");
+        return;
     }
-    free(commit.xattrs);
-    if (error)
-        return error;
-    *id = staged->id;
-    if (object_number)
-        *object_number = staged->object_number;
-    return 0;
+    pthread_mutex_lock(&staged->lock);
+    if (staged->committed)
+        commit->error = -EALREADY;
+    else if (staged->root != NAMES_STAGING)
+        commit->error = mob_error_set(err, -EINVAL, "only files in staging/ become objects");
+    else
+        commit->error = prepare(commit, err);
+}
+
+/* 0 also for what had been committed before. */
+static errint_t end(struct commit *commit)
+{
+    if (commit->staged) {
+        pthread_mutex_unlock(&commit->staged->lock);
+        staged_put(commit->store, commit->staged);
+    }
+    free(commit->xattrs);
+    return commit->error == -EALREADY ? 0 : commit->error;
 }
 
 errint_t staged_commit(struct store *store, uint64_t number, struct mob_id *id,
                        uint64_t *object_number, struct mob_error *err)
 {
-    struct staged *staged = staged_get(store, number);
-    if (!staged)
-        return mob_error_set(err, -ENOENT, "there is no such staged file");
-    pthread_mutex_lock(&staged->lock);
-    errint_t error = commit_staged(store, staged, id, object_number, err);
-    pthread_mutex_unlock(&staged->lock);
-    staged_put(store, staged);
+    struct commit commit;
+    begin(store, number, &commit, err);
+    if (!commit.error) {
+        store_write_lock(store);
+        commit_locked(store, &commit, 1);
+        store_write_unlock(store);
+        if (commit.error)
+            mob_error_set(err, commit.error, "the object can't be recorded: %s",
+                          strerror(-commit.error));
+    }
+    if (!commit.error || commit.error == -EALREADY) {
+        *id = commit.staged->id;
+        if (object_number)
+            *object_number = commit.staged->object_number;
+    }
+    errint_t error = end(&commit);
     objects_settle(store);
     return error;
-}
-
-/* --- several at once --- */
-
-/* Takes the file's lock if there is something to commit. */
-static void begin(struct store *store, uint64_t number, struct commit *commit)
-{
-    struct staged *staged = staged_get(store, number);
-    *commit = (struct commit){.store = store, .error = -ENOENT};
-    if (!staged)
-        return;
-    pthread_mutex_lock(&staged->lock);
-    commit->staged = staged;
-    commit->error = staged->committed               ? -EALREADY
-                    : staged->root != NAMES_STAGING ? -EINVAL
-                                                    : prepare(commit, NULL);
-}
-
-static errint_t end(struct store *store, struct commit *commit)
-{
-    if (!commit->staged)
-        return commit->error;
-    pthread_mutex_unlock(&commit->staged->lock);
-    staged_put(store, commit->staged);
-    free(commit->xattrs);
-    return commit->error == -EALREADY ? 0 : commit->error;
 }
 
 void staged_commit_many(struct store *store, const uint64_t *numbers, size_t count,
@@ -327,12 +316,12 @@ void staged_commit_many(struct store *store, const uint64_t *numbers, size_t cou
 {
     struct commit commits[STAGED_COMMIT_MANY];
     for (size_t i = 0; i < count; i++)
-        begin(store, numbers[i], &commits[i]);
+        begin(store, numbers[i], &commits[i], NULL);
     store_write_lock(store);
     commit_locked(store, commits, count);
     store_write_unlock(store);
     for (size_t i = 0; i < count; i++)
-        results[i] = end(store, &commits[i]);
+        results[i] = end(&commits[i]);
     objects_settle(store);
 }
 
