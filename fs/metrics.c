@@ -14,6 +14,23 @@ static void counter(FILE *out, const char *name, const char *help, uint64_t valu
             (unsigned long long)value);
 }
 
+static void spill_metrics(FILE *out, const struct store_usage *usage)
+{
+    gauge(out, "mobula_disk_budget_bytes", "What the spill directories can hold.",
+          (double)usage->disk_bytes);
+    gauge(out, "mobula_disk_used_bytes", "What objects on disk take.",
+          (double)usage->disk_used_bytes);
+    gauge(out, "mobula_disk_free_bytes", "What may still be written to disk.",
+          (double)usage->disk_free_bytes);
+    gauge(out, "mobula_spilling_bytes", "Bytes that are being written to disk.",
+          (double)usage->spilling_bytes);
+    gauge(out, "mobula_damaged_objects", "Objects whose bytes don't have their checksums.",
+          (double)usage->damaged);
+    counter(out, "mobula_spilled_bytes", "Bytes copied from memory to disk.", usage->spilled_bytes);
+    counter(out, "mobula_restored_bytes", "Bytes that came back to memory.", usage->restored_bytes);
+    counter(out, "mobula_spill_errors", "Copies to disk that failed.", usage->spill_errors);
+}
+
 static void store_metrics(FILE *out, struct fs *fs)
 {
     struct store_usage usage;
@@ -23,6 +40,8 @@ static void store_metrics(FILE *out, struct fs *fs)
             (unsigned long long)usage.objects_inline);
     fprintf(out, "mobula_objects{state=\"ready\",tier=\"memory\"} %llu\n",
             (unsigned long long)usage.objects_memory);
+    fprintf(out, "mobula_objects{state=\"ready\",tier=\"disk\"} %llu\n",
+            (unsigned long long)usage.objects_disk);
     fprintf(out, "mobula_objects{state=\"pending\",tier=\"none\"} %llu\n",
             (unsigned long long)usage.objects_pending);
     fprintf(out, "mobula_objects{state=\"failed\",tier=\"none\"} %llu\n",
@@ -39,6 +58,7 @@ static void store_metrics(FILE *out, struct fs *fs)
     gauge(out, "mobula_staged_files", "Files being written.", (double)usage.staged);
     counter(out, "mobula_commits", "Objects committed since the server began.", usage.commits);
     counter(out, "mobula_freed", "Objects freed since the server began.", usage.freed);
+    spill_metrics(out, &usage);
 }
 
 static void job_metrics(FILE *out, struct fs *fs)

@@ -66,20 +66,29 @@ static errint_t memory_text(struct fs *fs, char **text, size_t *bytes)
 {
     struct store_usage usage;
     store_usage(fs->store, &usage);
-    return format(text, bytes, "budget_bytes %llu\nused_bytes %llu\ninline_bytes %llu\n",
-                  LLU(usage.memory_bytes), LLU(usage.memory_used_bytes), LLU(usage.inline_bytes));
+    return format(text, bytes,
+                  "budget_bytes %llu\nused_bytes %llu\ninline_bytes %llu\n"
+                  "disk_budget_bytes %llu\ndisk_used_bytes %llu\ndisk_free_bytes %llu\n"
+                  "spilling_bytes %llu\nspilled_bytes %llu\nrestored_bytes %llu\n"
+                  "spill_errors %llu\ndamaged_objects %llu\nspill_io %s\n",
+                  LLU(usage.memory_bytes), LLU(usage.memory_used_bytes), LLU(usage.inline_bytes),
+                  LLU(usage.disk_bytes), LLU(usage.disk_used_bytes), LLU(usage.disk_free_bytes),
+                  LLU(usage.spilling_bytes), LLU(usage.spilled_bytes), LLU(usage.restored_bytes),
+                  LLU(usage.spill_errors), LLU(usage.damaged), usage.spill_io);
 }
 
 static errint_t objects_text(struct fs *fs, char **text, size_t *bytes)
 {
     struct store_usage usage;
     store_usage(fs->store, &usage);
-    return format(text, bytes,
-                  "ready %llu\ninline %llu\nmemory %llu\npending %llu\nfailed %llu\nbytes %llu\n"
-                  "names %llu\nstaged %llu\ncommits %llu\nfreed %llu\n",
-                  LLU(usage.objects_ready), LLU(usage.objects_inline), LLU(usage.objects_memory),
-                  LLU(usage.objects_pending), LLU(usage.objects_failed), LLU(usage.object_bytes),
-                  LLU(usage.names), LLU(usage.staged), LLU(usage.commits), LLU(usage.freed));
+    return format(
+        text, bytes,
+        "ready %llu\ninline %llu\nmemory %llu\ndisk %llu\npending %llu\nfailed %llu\nbytes %llu\n"
+        "names %llu\nstaged %llu\ncommits %llu\nfreed %llu\n",
+        LLU(usage.objects_ready), LLU(usage.objects_inline), LLU(usage.objects_memory),
+        LLU(usage.objects_disk), LLU(usage.objects_pending), LLU(usage.objects_failed),
+        LLU(usage.object_bytes), LLU(usage.names), LLU(usage.staged), LLU(usage.commits),
+        LLU(usage.freed));
 }
 
 static errint_t jobs_usage_text(struct fs *fs, char **text, size_t *bytes)

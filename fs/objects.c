@@ -81,7 +81,7 @@ static void open_ready(struct fs *fs, const struct parked *open, const struct ob
     if (mob_id_index(&info->id) != MOB_INDEX_JOB &&
         mob_realtime_ns() - info->mtime_ns < FRESH_RESULT_NS)
         flags = OPEN_DIRECT_IO | OPEN_NOFLUSH;
-    if (info->tier == TIER_MEMORY) {
+    if (info->file) {
         handle->file = info->file;
         if (!handle->backing_id && transport_passthrough(fs->transport))
             handle->backing_id = object_backing(fs, info->file);
@@ -119,8 +119,15 @@ static void open_counted(struct fs *fs, const struct parked *open, bool resent)
     }
     error = store_info(fs->store, open->number, &info);
     if (!error && info.state == OBJECT_READY) {
-        open_ready(fs, open, &info, resent);
-        return;
+        error = store_readable(fs->store, open->number);
+        if (!error) {
+            open_ready(fs, open, &info, resent);
+            return;
+        }
+        if (error == -EAGAIN || error == -EIO) { /* it is verified first, or once more */
+            park(open->request, WAITING_OBJECT, open->node, open->number, open->open_flags);
+            return;
+        }
     }
     if (!error && info.state == OBJECT_PENDING && (open->open_flags & O_NONBLOCK)) {
         open_nonblocking(fs, open, resent);
@@ -156,14 +163,19 @@ void object_open_continue(struct fs *fs, struct parked *parked, enum object_stat
     struct object_info info;
     errint_t error = state == OBJECT_PENDING ? -ENOENT /* it went away */
                                              : store_info(fs->store, parked->number, &info);
+    if (!error && info.state == OBJECT_READY)
+        error = store_readable(fs->store, parked->number);
     if (!error && info.state == OBJECT_READY) {
-        (void)transport_invalidate_inode(fs->transport, parked->node, -1, 0);
+        if (info.tier != TIER_DISK) /* it was pending: the kernel may hold its size, 0 */
+            (void)transport_invalidate_inode(fs->transport, parked->node, -1, 0);
         open_ready(fs, parked, &info, true);
         return;
     }
     store_open_dropped(fs->store, parked->number);
     if (!error)
         error = info.failure ? info.failure : -EIO;
+    if (error == -EAGAIN)
+        error = -EIO;
     fuse_reply_err(parked->request, -error);
 }
 
@@ -180,7 +192,7 @@ void object_read(fuse_req_t request, uint64_t number, size_t bytes, uint64_t off
         fuse_reply_err(request, -error);
         return;
     }
-    if (info.tier == TIER_MEMORY) {
+    if (info.file) {
         struct handle *handle = handles_get(fs->handles, fh);
         if (handle && !handle->file)
             handle->file = info.file;
@@ -264,8 +276,8 @@ static unsigned object_poll(struct fs *fs, uint64_t node, struct handle *handle,
 
 /* --- extended attributes --- */
 
-static const char *const own_xattrs[] = {"state",  "tier", "owner", "nodes",  "refs",
-                                         "sha256", "job",  "error", "holders"};
+static const char *const own_xattrs[] = {"state",  "tier", "owner", "nodes",   "refs",
+                                         "sha256", "job",  "error", "holders", "place"};
 
 static errint_t text_copy(const char *text, char **out)
 {
@@ -283,7 +295,7 @@ static errint_t own_xattr(struct fs *fs, const struct object_info *info, const c
                           char **text)
 {
     static const char *const states[] = {"pending", "ready", "failed"};
-    static const char *const tiers[] = {"none", "inline", "memory"};
+    static const char *const tiers[] = {"none", "inline", "memory", "disk"};
     char digits[MOB_ID_STRING_BYTES];
     *text = NULL;
     if (!strcmp(name, "state"))
@@ -307,6 +319,10 @@ static errint_t own_xattr(struct fs *fs, const struct object_info *info, const c
     if (!strcmp(name, "refs")) {
         size_t bytes;
         return store_refs(fs->store, info->number, text, &bytes);
+    }
+    if (!strcmp(name, "place")) {
+        errint_t error = store_place(fs->store, info->number, text);
+        return error == -ENOENT ? -ENODATA : error;
     }
     if (!strcmp(name, "holders"))
         return holders_text(fs, info, text);
@@ -347,7 +363,9 @@ static ssize_t object_xattr_list(struct fs *fs, uint64_t node, char *list, size_
         return error;
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(own_xattrs); i++) {
         const char *name = own_xattrs[i];
-        if ((!strcmp(name, "error") && info.state != OBJECT_FAILED) ||
+        cleanup_free char *sentence = NULL;
+        if ((!strcmp(name, "error") && store_failure(fs->store, info.number, &sentence)) ||
+            (!strcmp(name, "place") && !info.file) ||
             (!strcmp(name, "job") && mob_id_index(&info.id) == MOB_INDEX_JOB) ||
             (!strcmp(name, "sha256") && info.state != OBJECT_READY) ||
             (!strcmp(name, "tier") && info.state != OBJECT_READY))

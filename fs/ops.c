@@ -287,12 +287,14 @@ static void op_statfs(fuse_req_t request, fuse_ino_t node)
     store_usage(fs_of(request)->store, &usage);
     uint64_t used =
         usage.memory_used_bytes < usage.memory_bytes ? usage.memory_used_bytes : usage.memory_bytes;
+    uint64_t whole = usage.memory_bytes + usage.disk_bytes;
+    uint64_t free_bytes = usage.memory_bytes - used + usage.disk_free_bytes;
     struct statvfs st = {
         .f_bsize = 4096,
         .f_frsize = 4096,
-        .f_blocks = usage.memory_bytes / 4096,
-        .f_bfree = (usage.memory_bytes - used) / 4096,
-        .f_bavail = (usage.memory_bytes - used) / 4096,
+        .f_blocks = whole / 4096,
+        .f_bfree = free_bytes / 4096,
+        .f_bavail = free_bytes / 4096,
         .f_files = usage.objects_ready + (UINT64_C(1) << 30),
         .f_ffree = UINT64_C(1) << 30,
         .f_favail = UINT64_C(1) << 30,
@@ -508,7 +510,7 @@ void park(fuse_req_t request, enum waiting_kind kind, uint64_t node, uint64_t nu
     void *argument = (void *)(uintptr_t)id;
     fuse_req_interrupt_func(request, interrupted, argument);
     errint_t error = kind == WAITING_OBJECT
-                         ? store_wait(fs->store, number, object_ended, argument, &token)
+                         ? store_fetch(fs->store, number, object_ended, argument, &token)
                          : jobs_wait(fs->jobs, number, job_ended, argument, &token);
     if (error && waiting_take(fs->waiting, id, &parked))
         give_up(fs, &parked, -error);

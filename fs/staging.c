@@ -80,8 +80,9 @@ void staging_create(fuse_req_t request, uint64_t parent, const char *name, mode_
     struct fs *fs = fs_of(request);
     const struct fuse_ctx *context = fuse_req_ctx(request);
     struct staged_info info;
-    errint_t error = staged_create(fs->store, node_number(parent), name, mode & 07777, context->uid,
-                                   context->gid, transport_current_unique(), &info);
+    errint_t error =
+        staged_create_for(fs->store, node_number(parent), name, mode & 07777, context->uid,
+                          context->gid, transport_current_unique(), file->flags & O_ACCMODE, &info);
     struct handle *handle;
     uint64_t fh;
     if (!error) {

@@ -446,7 +446,7 @@ static void reveal_pending(struct store *store, struct op *op)
     uint32_t links = unresolved_take(store, &op->object.id);
     struct object *object = table_lock_hidden(&store->table, op->object.number, &shard);
     object->links += links;
-    object->flags &= (uint8_t)~OBJECT_HIDDEN;
+    object->flags &= (uint16_t)~OBJECT_HIDDEN;
     table_unlock(shard);
     atomic_fetch_add(&store->pending, 1);
 }
@@ -475,11 +475,17 @@ static void settle_pending(struct store *store, struct op *op)
         object->mtime_ns = op->object.mtime_ns;
         object->mode = op->object.mode;
         object->tier = op->object.tier;
+        object->used = spill_now(store);
         object->flags |= op->object.flags & OBJECT_EMBEDDED;
         object->state = OBJECT_READY;
     }
     store_count_object(store, object, 1);
+    struct object now = *object;
     table_unlock(shard);
+    if (now.state == OBJECT_READY && now.tier == TIER_MEMORY) {
+        spill_add(store, &now);
+        spill_nudge(store);
+    }
 }
 
 static void change_memory(struct store_batch *batch)

@@ -32,10 +32,11 @@ errint_t object_write(struct store *store, MDB_txn *txn, const struct object_wri
     void *place;
     struct object_record record = {
         .version = 1,
-        .tier = object->tier,
+        .tier = object->tier == TIER_DISK ? TIER_MEMORY : object->tier,
         .flags = (uint8_t)((write->ref_count ? RECORD_HAS_REFS : 0) |
                            (write->xattrs_bytes ? RECORD_HAS_XATTRS : 0) |
-                           (embedded ? RECORD_EMBEDDED : 0)),
+                           (embedded ? RECORD_EMBEDDED : 0) |
+                           (object->flags & OBJECT_ON_DISK ? RECORD_ON_DISK : 0)),
         .mode = object->mode,
         .uid = object->uid,
         .gid = object->gid,
@@ -74,7 +75,8 @@ struct commit {
     struct name_record name;
     char *xattrs;
     size_t xattrs_bytes;
-    bool entered; /* the object is in the table, hidden */
+    uint64_t on_disk_bytes; /* what its file on disk was counted as */
+    bool entered;           /* the object is in the table, hidden */
     errint_t error;
 };
 
@@ -113,9 +115,9 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     struct staged *staged = commit->staged;
     struct object *object = &commit->object;
     struct stat info;
-    if (store->passthrough && data_has_writers(staged->fd))
+    if (store->passthrough && data_has_writers(staged->data.fd))
         return -EBUSY;
-    if (fstat(staged->fd, &info) < 0)
+    if (fstat(staged->data.fd, &info) < 0)
         return mob_error_set(err, -errno, "fstat: %s", strerror(errno));
     staged_charge(store, staged, &info);
     errint_t error = xattr_without_own(staged->xattrs, staged->xattrs_bytes, &commit->xattrs,
@@ -129,15 +131,23 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     bool in_line = (uint64_t)info.st_size <= store->inline_bytes;
     object->size = (uint64_t)info.st_size;
     object->mtime_ns = store_wall_ns(store);
-    object->file = in_line ? 0 : staged->file;
-    object->pages = in_line ? 0 : (uint32_t)(staged->charged_bytes / STORE_PAGE_BYTES);
+    object->file = in_line ? 0 : staged->data.file;
+    object->used = spill_now(store);
+    bool on_disk = !in_line && staged->data.dir != DISK_NO_DIR;
+    object->pages = in_line || on_disk ? 0 : (uint32_t)(staged->charged_bytes / STORE_PAGE_BYTES);
     object->links = 1;
     object->state = OBJECT_READY;
-    object->tier = in_line ? TIER_INLINE : TIER_MEMORY;
+    object->tier = in_line ? TIER_INLINE : on_disk ? TIER_DISK : TIER_MEMORY;
+    if (on_disk) { /* just written, through the page cache; its checksums are made in a moment */
+        object->disk = staged->data.dir;
+        object->verified_ns = fetch_changed_ns(&info);
+        commit->on_disk_bytes = staged->charged_bytes;
+    }
     object->flags =
-        (uint8_t)(OBJECT_HIDDEN | (staged->ref_count ? OBJECT_HAS_REFS : 0) |
-                  (commit->xattrs_bytes ? OBJECT_HAS_XATTRS : 0) |
-                  (in_line && object->size <= META_EMBEDDED_BYTES ? OBJECT_EMBEDDED : 0));
+        (uint16_t)(OBJECT_HIDDEN | (on_disk ? OBJECT_ON_DISK : 0) |
+                   (staged->ref_count ? OBJECT_HAS_REFS : 0) |
+                   (commit->xattrs_bytes ? OBJECT_HAS_XATTRS : 0) |
+                   (in_line && object->size <= META_EMBEDDED_BYTES ? OBJECT_EMBEDDED : 0));
     return 0;
 }
 
@@ -177,7 +187,7 @@ static errint_t write_records(const struct commit *commit, MDB_txn *txn)
     const struct staged *staged = commit->staged;
     struct object_write write = {
         .object = &commit->object,
-        .fd = staged->fd,
+        .fd = staged->data.fd,
         .refs = staged->refs,
         .ref_count = staged->ref_count,
         .xattrs = commit->xattrs,
@@ -230,6 +240,11 @@ static void publish(struct commit *commit)
     struct staged *staged = commit->staged;
     table_reveal(&store->table, commit->object.number);
     store_count_object(store, &commit->object, 1);
+    if (commit->object.tier == TIER_MEMORY)
+        spill_add(store, &commit->object);
+    if (commit->object.tier == TIER_DISK)
+        disk_count(&store->disk,
+                   (int64_t)(object_disk_bytes(commit->object.size) - commit->on_disk_bytes));
     atomic_fetch_add(&store->names, 1);
     atomic_fetch_add(&store->commits, 1);
     staged->keeps_file = commit->object.tier == TIER_INLINE;
@@ -280,6 +295,8 @@ static void begin(struct store *store, uint64_t number, struct commit *commit,
 /* 0 also for what had been committed before. */
 static errint_t end(struct commit *commit)
 {
+    if (commit->entered && commit->object.tier == TIER_DISK)
+        fetch_seal(commit->store, commit->object.number);
     if (commit->staged) {
         pthread_mutex_unlock(&commit->staged->lock);
         staged_put(commit->store, commit->staged);

@@ -11,7 +11,8 @@
 #include "core/base/util.h"
 
 static const char *const table_names[META_TABLE_COUNT] = {
-    "state", "objects", "inline", "names", "symlinks", "refs", "xattrs", "sums", "jobs", "job_data",
+    "state",  "objects", "inline", "names",    "symlinks", "refs",
+    "xattrs", "sums",    "jobs",   "job_data", "blocks",
 };
 
 errint_t meta_error(int code, const char *what)

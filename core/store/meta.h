@@ -9,6 +9,7 @@
  *   refs      number          IDs that an object holds
  *   xattrs    number          attributes of an object or of a staged file
  *   sums      number          SHA-256 of an object
+ *   blocks    data file       checksums of an object's blocks on disk: struct blocks_header, sums
  *   jobs, job_data            belong to the user of the store
  *
  * Whatever is read is checked by the one decode function of its kind before anything else sees it.
@@ -39,6 +40,7 @@ enum meta_table {
     META_SUMS,
     META_JOBS,
     META_JOB_DATA,
+    META_BLOCKS,
     META_TABLE_COUNT
 };
 
@@ -103,7 +105,7 @@ MOB_MUST_CHECK errint_t meta_delete_number(struct meta *meta, MDB_txn *txn, enum
 
 /* --- objects --- */
 
-enum { RECORD_HAS_REFS = 1, RECORD_HAS_XATTRS = 2, RECORD_EMBEDDED = 4 };
+enum { RECORD_HAS_REFS = 1, RECORD_HAS_XATTRS = 2, RECORD_EMBEDDED = 4, RECORD_ON_DISK = 8 };
 /* Inline objects up to this size share the page of their record: one B-tree less to change. */
 #define META_EMBEDDED_BYTES 1536u
 
@@ -119,6 +121,17 @@ struct object_record {
  */
 bool object_record_decode(const MDB_val *key, const MDB_val *value, uint64_t *number,
                           struct object_record *record, const void **content);
+
+/* --- blocks --- */
+
+struct blocks_header {
+    uint32_t version, block_bytes;
+    uint64_t size; /* of the object */
+};
+struct spill_sum;
+/* The checksums of an object of `size` bytes; false (and logged) if `value` is not that. */
+bool blocks_decode(uint64_t file, uint64_t size, const void *value, size_t value_bytes,
+                   const struct spill_sum **sums);
 
 /* --- names --- */
 

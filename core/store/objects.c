@@ -151,7 +151,8 @@ int store_open_file(struct store *store, uint64_t file)
 {
     if (!file || file >= STORE_NUMBER_LIMIT)
         return -EINVAL;
-    return data_open(store, file, O_RDONLY);
+    int fd = data_open(store, file, O_RDONLY);
+    return fd == -ENOENT ? disk_find_file(&store->disk, file, O_RDONLY, NULL) : fd;
 }
 
 static errint_t read_content(struct store *store, uint64_t number, const struct content *content,
@@ -185,6 +186,8 @@ errint_t store_read_all(struct store *store, const struct mob_id *id, size_t lim
     error = content_of(store, info.number, &content);
     if (!error && content.size > limit)
         error = -EFBIG;
+    if (!error)
+        error = fetch_and_wait(store, info.number);
     if (!error && !(buffer = malloc(content.size + 1)))
         error = -ENOMEM;
     if (!error)
@@ -210,7 +213,7 @@ errint_t store_failure(struct store *store, uint64_t number, char **sentence)
     if (!error && !(*sentence = strdup(object->failure->sentence)))
         error = -ENOMEM;
     table_unlock(shard);
-    return error;
+    return error == -ENOENT ? damage_sentence(store, number, sentence) : error;
 }
 
 /* --- SHA-256 --- */
@@ -309,7 +312,9 @@ errint_t store_sha256(struct store *store, uint64_t number, char out[65])
     if (!error)
         error = kept_sum(store, number, sum);
     if (error == -ENOENT) {
-        error = digest(store, number, &content, sum);
+        error = fetch_and_wait(store, number);
+        if (!error)
+            error = digest(store, number, &content, sum);
         if (!error)
             keep_sum(store, number, sum);
     }

@@ -5,6 +5,7 @@
 
 #include "core/base/log.h"
 #include "core/store/meta.h"
+#include "core/store/spill_io.h"
 #include "core/store/store.h"
 
 enum { RECORD_VERSION = 1 };
@@ -45,10 +46,27 @@ bool object_record_decode(const MDB_val *key, const MDB_val *value, uint64_t *nu
     if (record->tier == TIER_MEMORY)
         ok = ok && record->file && !embedded;
     else
-        ok = ok && record->tier == TIER_INLINE && !record->file && record->size <= UINT32_MAX;
+        ok = ok && record->tier == TIER_INLINE && !record->file && record->size <= UINT32_MAX &&
+             !(record->flags & RECORD_ON_DISK);
     if (!ok)
         return bad("object", *number);
     *content = embedded ? (const uint8_t *)value->mv_data + sizeof *record : NULL;
+    return true;
+}
+
+bool blocks_decode(uint64_t file, uint64_t size, const void *value, size_t value_bytes,
+                   const struct spill_sum **sums)
+{
+    struct blocks_header header;
+    if (value_bytes < sizeof header)
+        return bad("checksum", file);
+    memcpy(&header, value, sizeof header);
+    uint64_t count = (size + SPILL_BLOCK_BYTES - 1) / SPILL_BLOCK_BYTES;
+    if (header.version != RECORD_VERSION || header.block_bytes != SPILL_BLOCK_BYTES ||
+        header.size != size || (value_bytes - sizeof header) / sizeof **sums != count ||
+        (value_bytes - sizeof header) % sizeof **sums)
+        return bad("checksum", file);
+    *sums = (const void *)((const char *)value + sizeof header);
     return true;
 }
 

@@ -25,21 +25,6 @@ static int compare_numbers(const void *a, const void *b)
     return *x < *y ? -1 : *x > *y;
 }
 
-static bool data_name_parse(const char *name, uint64_t *file)
-{
-    uint64_t value = 0;
-    if (strlen(name) != DATA_NAME_BYTES - 1)
-        return false;
-    for (int i = 0; i < DATA_NAME_BYTES - 1; i++) {
-        char c = name[i];
-        if (!(c >= '0' && c <= '9') && !(c >= 'a' && c <= 'f'))
-            return false;
-        value = value << 4 | (uint64_t)(c <= '9' ? c - '0' : c - 'a' + 10);
-    }
-    *file = value;
-    return value >= NAMES_FIRST_FREE_NUMBER && value < STORE_NUMBER_LIMIT;
-}
-
 static errint_t add_file(struct data_files *files, uint64_t file)
 {
     if (files->count == files->capacity) {
@@ -70,12 +55,7 @@ static errint_t scan_files(struct store *store, struct data_files *files)
             mob_log_warning("store: data/%s is not mine; it is left alone", entry->d_name);
     }
     closedir(dir);
-    if (error)
-        return error;
-    if (files->count)
-        qsort(files->files, files->count, sizeof *files->files, compare_numbers);
-    files->named = calloc(files->count + 1, sizeof *files->named);
-    return files->named ? 0 : -ENOMEM;
+    return error;
 }
 
 /* False: it isn't there, or is somebody else's already. */
@@ -90,6 +70,34 @@ static bool name_file(struct data_files *files, uint64_t file)
     return true;
 }
 
+/* The same among the files on disk: in which directory. */
+static bool name_disk_file(struct data_files *files, uint64_t file, unsigned *dir)
+{
+    for (*dir = 0; *dir < DISK_DIRS; ++*dir)
+        if (name_file(files, file << 8 | *dir))
+            return true;
+    return false;
+}
+
+static errint_t add_disk_file(void *argument, uint64_t file, unsigned dir)
+{
+    return add_file(argument, file << 8 | dir);
+}
+
+static errint_t sort_files(struct data_files *files)
+{
+    if (files->count)
+        qsort(files->files, files->count, sizeof *files->files, compare_numbers);
+    files->named = calloc(files->count + 1, sizeof *files->named);
+    return files->named ? 0 : -ENOMEM;
+}
+
+static errint_t scan_disk(struct store *store, struct data_files *files)
+{
+    errint_t error = disk_each_file(&store->disk, add_disk_file, files);
+    return error ? error : sort_files(files);
+}
+
 /* --- the whole --- */
 
 struct lost_name {
@@ -100,6 +108,7 @@ struct lost_name {
 struct recovery {
     struct store *store;
     struct data_files files;
+    struct data_files disk_files; /* number << 8 | directory */
     uint64_t highest;
     struct mob_id *lost; /* objects whose data file is gone, sorted when all are known */
     uint64_t *lost_numbers;
@@ -164,6 +173,22 @@ static uint32_t count_pages(struct store *store, uint64_t file)
     return (uint32_t)(info.st_blocks / (STORE_PAGE_BYTES / 512));
 }
 
+/* Where its bytes are: in memory, on disk, or both. False: nowhere. */
+static bool find_files(struct recovery *it, struct object *object, bool on_disk)
+{
+    unsigned dir;
+    bool in_memory = name_file(&it->files, object->file);
+    if (on_disk && name_disk_file(&it->disk_files, object->file, &dir)) {
+        object->flags |= OBJECT_ON_DISK;
+        object->disk = (uint8_t)dir;
+    }
+    if (in_memory)
+        object->pages = count_pages(it->store, object->file);
+    else
+        object->tier = TIER_DISK;
+    return in_memory || object->flags & OBJECT_ON_DISK;
+}
+
 static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_val *value)
 {
     struct store *store = it->store;
@@ -179,16 +204,14 @@ static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_v
     object.gid = record.gid;
     object.mode = (uint16_t)record.mode;
     object.tier = record.tier;
-    object.flags = (uint8_t)((record.flags & RECORD_HAS_REFS ? OBJECT_HAS_REFS : 0) |
-                             (record.flags & RECORD_HAS_XATTRS ? OBJECT_HAS_XATTRS : 0) |
-                             (record.flags & RECORD_EMBEDDED ? OBJECT_EMBEDDED : 0));
+    object.flags = (uint16_t)((record.flags & RECORD_HAS_REFS ? OBJECT_HAS_REFS : 0) |
+                              (record.flags & RECORD_HAS_XATTRS ? OBJECT_HAS_XATTRS : 0) |
+                              (record.flags & RECORD_EMBEDDED ? OBJECT_EMBEDDED : 0));
     memcpy(object.id.bytes, record.id, MOB_ID_BYTES);
     if (object.number > it->highest)
         it->highest = object.number;
-    if (object.tier == TIER_MEMORY && !name_file(&it->files, object.file))
+    if (object.tier == TIER_MEMORY && !find_files(it, &object, record.flags & RECORD_ON_DISK))
         return add_lost(it, &object);
-    if (object.tier == TIER_MEMORY)
-        object.pages = count_pages(store, object.file);
     errint_t error = table_insert(&store->table, &object);
     if (error == -EEXIST) {
         mob_log_error("store: object %llu has another's ID; it is left out",
@@ -198,6 +221,10 @@ static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_v
     if (!error) {
         store_count_object(store, &object, 1);
         atomic_fetch_add(&store->memory_used, (int64_t)object_memory(&object));
+        if (object.flags & OBJECT_ON_DISK)
+            disk_count(&store->disk, (int64_t)object_disk_bytes(object.size));
+        if (object.tier == TIER_MEMORY)
+            spill_add(store, &object);
     }
     return error;
 }
@@ -481,7 +508,7 @@ static struct staged *from_record(const struct staged_record *record, uint32_t s
         return NULL;
     staged->number = record->number;
     staged->root = record->root;
-    staged->file = record->file;
+    staged->data.file = record->file;
     staged->request = record->request;
     staged->parent = record->parent;
     staged->key = record->key;
@@ -503,7 +530,18 @@ static bool object_has_file(struct store *store, const struct staged *staged)
 {
     struct object_info info;
     return staged->committed && store_info(store, staged->object_number, &info) == 0 &&
-           info.file == staged->file;
+           info.file == staged->data.file;
+}
+
+static bool find_data(struct recovery *it, struct data_file *data)
+{
+    unsigned dir;
+    if (name_file(&it->files, data->file))
+        return true;
+    if (!name_disk_file(&it->disk_files, data->file, &dir))
+        return false;
+    data->dir = (uint8_t)dir;
+    return true;
 }
 
 static errint_t adopt(struct recovery *it, struct staged *staged)
@@ -518,10 +556,11 @@ static errint_t adopt(struct recovery *it, struct staged *staged)
     if (error)
         return error;
     staged->keeps_file = !object_has_file(store, staged);
-    if (staged->keeps_file && !name_file(&it->files, staged->file))
+    if (staged->keeps_file && !find_data(it, &staged->data))
         return 1;
-    staged->fd = data_open(store, staged->file, store->passthrough ? O_RDONLY : O_RDWR);
-    if (staged->fd < 0)
+    staged->data.fd = data_open_at(store, staged->data.dir, staged->data.file,
+                                   store->passthrough ? O_RDONLY : O_RDWR);
+    if (staged->data.fd < 0)
         return 1;
     struct staged *rival = staged->unlinked || staged->committed
                                ? NULL
@@ -579,6 +618,15 @@ static void sweep_files(struct recovery *it)
         if (files->named[i] || spare_adopt(it->store, files->files[i]))
             continue;
         data_remove(it->store, files->files[i]);
+        swept++;
+    }
+    files = &it->disk_files;
+    for (size_t i = 0; i < files->count; i++) {
+        if (files->files[i] >> 8 > it->highest)
+            it->highest = files->files[i] >> 8;
+        if (files->named[i])
+            continue;
+        disk_remove_file(&it->store->disk, files->files[i] & 255, files->files[i] >> 8, 0);
         swept++;
     }
     if (swept)
@@ -705,6 +753,10 @@ static errint_t recover(struct recovery *it)
     struct store *store = it->store;
     errint_t error = scan_files(store, &it->files);
     if (!error)
+        error = sort_files(&it->files);
+    if (!error)
+        error = scan_disk(store, &it->disk_files);
+    if (!error)
         error = walk(store, META_OBJECTS, it, each_object);
     if (!error)
         error = load_names(it);
@@ -731,6 +783,8 @@ errint_t store_recover(struct store *store, struct mob_error *err)
     errint_t error = recover(&it);
     free(it.files.files);
     free(it.files.named);
+    free(it.disk_files.files);
+    free(it.disk_files.named);
     free(it.lost);
     free(it.lost_numbers);
     free(it.names);

@@ -163,9 +163,17 @@ errint_t store_opened(struct store *store, uint64_t number)
     if (!object)
         return -ENOENT;
     errint_t error = object->opens == UINT32_MAX ? -EMFILE : 0;
-    if (!error)
+    bool again = object->tier == TIER_DISK && object->flags & OBJECT_REOPENED;
+    if (!error) {
         object->opens++;
+        if (object->tier == TIER_DISK)
+            object->flags |= OBJECT_REOPENED;
+        if (object->tier == TIER_MEMORY)
+            object->used = spill_now(store);
+    }
     table_unlock(shard);
+    if (again && !error)
+        fetch_reopened(store, number);
     return error;
 }
 
@@ -191,7 +199,7 @@ static uint64_t weight_of(const struct object *object)
 {
     if (object->state != OBJECT_READY)
         return 0;
-    if (object->tier == TIER_MEMORY || object->flags & OBJECT_HAS_REFS)
+    if (object->file || object->flags & OBJECT_HAS_REFS)
         return WEIGHT_DUE;
     return object->size;
 }
@@ -295,6 +303,9 @@ static errint_t erase(struct store *store, MDB_txn *txn, struct dead *dead)
         error = meta_delete_number(meta, txn, META_XATTRS, number);
     if (!error && object->flags & OBJECT_HAS_SUM)
         error = meta_delete_number(meta, txn, META_SUMS, number);
+    /* One that was being spilled may have them without its flags saying so. */
+    if (!error && object->file)
+        error = meta_delete_number(meta, txn, META_BLOCKS, object->file);
     return error;
 }
 
@@ -345,6 +356,20 @@ static errint_t erase_list(struct store *store, struct dead *list)
     return error;
 }
 
+static void remove_files(struct store *store, const struct object *object)
+{
+    if (!object->file)
+        return;
+    data_remove(store, object->file);
+    if (object->tier == TIER_MEMORY)
+        atomic_fetch_sub(&store->memory_used, (int_fast64_t)object_memory(object));
+    if (object->flags & OBJECT_ON_DISK) {
+        disk_remove_file(&store->disk, object->disk, object->file, object_disk_bytes(object->size));
+        spill_room_came(store);
+    }
+    fetch_forget(store, object->number);
+}
+
 /* Takes up to FLUSH_STEP dead objects off the disk. False: there are none, or it failed (they stay
  * in the list, for the next time). */
 static bool flush_some(struct store *store)
@@ -359,10 +384,7 @@ static bool flush_some(struct store *store)
     }
     while (list) {
         struct dead *next = list->next;
-        if (list->object.tier == TIER_MEMORY) {
-            data_remove(store, list->object.file);
-            atomic_fetch_sub(&store->memory_used, (int_fast64_t)object_memory(&list->object));
-        }
+        remove_files(store, &list->object);
         free(list);
         list = next;
     }

@@ -17,11 +17,32 @@ char *data_name(uint64_t file, char out[DATA_NAME_BYTES])
     return out;
 }
 
+bool data_name_parse(const char *name, uint64_t *file)
+{
+    uint64_t value = 0;
+    if (strlen(name) != DATA_NAME_BYTES - 1)
+        return false;
+    for (int i = 0; i < DATA_NAME_BYTES - 1; i++) {
+        char c = name[i];
+        if (!(c >= '0' && c <= '9') && !(c >= 'a' && c <= 'f'))
+            return false;
+        value = value << 4 | (uint64_t)(c <= '9' ? c - '0' : c - 'a' + 10);
+    }
+    *file = value;
+    return value >= NAMES_FIRST_FREE_NUMBER && value < STORE_NUMBER_LIMIT;
+}
+
 int data_open(struct store *store, uint64_t file, int flags)
 {
     char name[DATA_NAME_BYTES];
     int fd = openat(store->data_fd, data_name(file, name), flags | O_CLOEXEC | O_NOFOLLOW, 0600);
     return fd < 0 ? -errno : fd;
+}
+
+int data_open_at(struct store *store, unsigned dir, uint64_t file, int flags)
+{
+    return dir == DISK_NO_DIR ? data_open(store, file, flags)
+                              : disk_open_file(&store->disk, dir, file, flags);
 }
 
 /* With passthrough the kernel opens files of its own for the writers. The store's descriptor then
@@ -31,34 +52,37 @@ static int staged_flags(const struct store *store)
     return store->passthrough ? O_RDONLY : O_RDWR;
 }
 
-static errint_t make(struct store *store, struct spare_file *out)
+static errint_t make(struct store *store, bool on_disk, struct data_file *out)
 {
+    enum { LEAST_ROOM = 1 << 20 };
+    unsigned dir = DISK_NO_DIR;
     errint_t error = store_new_number(store, &out->file);
     if (error)
         return error;
-    int fd = data_open(store, out->file, staged_flags(store) | O_CREAT | O_EXCL);
+    int fd = on_disk
+                 ? disk_make_file(&store->disk, out->file, LEAST_ROOM, staged_flags(store), &dir)
+                 : data_open(store, out->file, staged_flags(store) | O_CREAT | O_EXCL);
     if (fd < 0)
         return fd;
     out->fd = fd;
+    out->dir = (uint8_t)dir;
     return 0;
 }
 
-errint_t data_take(struct store *store, uint64_t *file, int *fd)
+static struct spare_files *spares(struct store *store, bool on_disk)
 {
-    struct spare_files *spare = &store->spare;
-    struct spare_file taken = {0, -1};
+    return on_disk ? &store->spare_on_disk : &store->spare;
+}
+
+errint_t data_take(struct store *store, bool on_disk, struct data_file *out)
+{
+    struct spare_files *spare = spares(store, on_disk);
     pthread_mutex_lock(&spare->lock);
-    if (spare->count)
-        taken = spare->files[--spare->count];
+    bool any = spare->count;
+    if (any)
+        *out = spare->files[--spare->count];
     pthread_mutex_unlock(&spare->lock);
-    if (taken.fd < 0) {
-        errint_t error = make(store, &taken);
-        if (error)
-            return error;
-    }
-    *file = taken.file;
-    *fd = taken.fd;
-    return 0;
+    return any ? 0 : make(store, on_disk, out);
 }
 
 static bool lease(int fd, int kind)
@@ -79,13 +103,13 @@ bool data_is_alone(int fd)
     return lease(fd, F_WRLCK);
 }
 
-static bool spare_push(struct store *store, uint64_t file, int fd)
+static bool spare_push(struct store *store, const struct data_file *file)
 {
-    struct spare_files *spare = &store->spare;
+    struct spare_files *spare = spares(store, file->dir != DISK_NO_DIR);
     cleanup_lock pthread_mutex_t *lock = mob_lock(&spare->lock);
     if (spare->count >= spare->capacity)
         return false;
-    spare->files[spare->count++] = (struct spare_file){file, fd};
+    spare->files[spare->count++] = *file;
     return true;
 }
 
@@ -101,15 +125,26 @@ static errint_t empty(struct store *store, int fd)
 
 /* `unread`: nobody can have mapped the file to read it. Who has must not see the next put's bytes.
  */
-void data_give_back(struct store *store, uint64_t file, int fd, bool unread)
+static void discard(struct store *store, const struct data_file *file)
 {
-    bool reusable =
-        fd >= 0 && (!store->passthrough || unread || data_is_alone(fd)) && empty(store, fd) == 0;
-    if (reusable && spare_push(store, file, fd))
-        return;
-    data_remove(store, file);
-    if (fd >= 0)
-        close(fd);
+    if (file->dir == DISK_NO_DIR) {
+        data_remove(store, file->file);
+    } else {
+        if (store->hooks.file_gone)
+            store->hooks.file_gone(store->hooks.context, file->file);
+        disk_remove_file(&store->disk, file->dir, file->file, 0);
+    }
+    if (file->fd >= 0)
+        close(file->fd);
+}
+
+void data_give_back(struct store *store, struct data_file *file, bool unread)
+{
+    bool reusable = file->fd >= 0 && (!store->passthrough || unread || data_is_alone(file->fd)) &&
+                    empty(store, file->fd) == 0;
+    if (!reusable || !spare_push(store, file))
+        discard(store, file);
+    file->fd = -1;
 }
 
 void data_remove(struct store *store, uint64_t file)
@@ -121,38 +156,47 @@ void data_remove(struct store *store, uint64_t file)
         mob_log_error("store: can't remove data/%s: %s", name, strerror(errno));
 }
 
+static errint_t open_pool(struct spare_files *spare, unsigned capacity)
+{
+    spare->capacity = capacity;
+    spare->files = calloc(capacity, sizeof *spare->files);
+    return spare->files ? 0 : -ENOMEM;
+}
+
 errint_t spare_open(struct store *store)
 {
-    struct spare_files *spare = &store->spare;
-    spare->capacity = store->spare_target * 2;
-    spare->files = calloc(spare->capacity, sizeof *spare->files);
-    return spare->files ? 0 : -ENOMEM;
+    errint_t error = open_pool(&store->spare, store->spare_target * 2);
+    return error ? error : open_pool(&store->spare_on_disk, store->spare_target);
 }
 
 bool spare_adopt(struct store *store, uint64_t file)
 {
     if (store->spare.count >= store->spare_target)
         return false;
-    int fd = data_open(store, file, staged_flags(store));
+    struct data_file adopted = {file, data_open(store, file, staged_flags(store)), DISK_NO_DIR};
     struct stat info;
-    if (fd < 0)
+    if (adopted.fd < 0)
         return false;
-    bool good = fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size == 0 &&
-                info.st_nlink == 1 && (info.st_mode & 07777) == 0600 && !data_has_writers(fd);
-    if (good && spare_push(store, file, fd))
+    bool good = fstat(adopted.fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_size == 0 &&
+                info.st_nlink == 1 && (info.st_mode & 07777) == 0600 &&
+                !data_has_writers(adopted.fd);
+    if (good && spare_push(store, &adopted))
         return true;
-    close(fd);
+    close(adopted.fd);
     return false;
+}
+
+static void close_pool(struct store *store, struct spare_files *spare)
+{
+    for (unsigned i = 0; i < spare->count; i++)
+        discard(store, &spare->files[i]);
+    free(spare->files);
+    spare->files = NULL;
+    spare->count = spare->capacity = 0;
 }
 
 void spare_close(struct store *store)
 {
-    struct spare_files *spare = &store->spare;
-    for (unsigned i = 0; i < spare->count; i++) {
-        data_remove(store, spare->files[i].file);
-        close(spare->files[i].fd);
-    }
-    free(spare->files);
-    spare->files = NULL;
-    spare->count = spare->capacity = 0;
+    close_pool(store, &store->spare);
+    close_pool(store, &store->spare_on_disk);
 }

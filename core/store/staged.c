@@ -58,7 +58,7 @@ struct staged *staged_new(const char *name, size_t name_bytes)
         return NULL;
     }
     staged->name_bytes = (uint8_t)name_bytes;
-    staged->fd = -1;
+    staged->data = (struct data_file){.fd = -1, .dir = DISK_NO_DIR};
     staged->slot = RECORD_SLOTS;
     staged->keeps_file = true;
     atomic_store(&staged->users, 1);
@@ -68,8 +68,8 @@ struct staged *staged_new(const char *name, size_t name_bytes)
 
 void staged_free(struct staged *staged)
 {
-    if (staged->fd >= 0)
-        close(staged->fd);
+    if (staged->data.fd >= 0)
+        close(staged->data.fd);
     pthread_mutex_destroy(&staged->lock);
     free(staged->name);
     free(staged->xattrs);
@@ -103,9 +103,8 @@ static void destroy(struct store *store, struct staged *staged)
     if (staged->gone) {
         watcher_forget(store, staged->number);
         if (staged->keeps_file) {
-            atomic_fetch_sub(&store->memory_used, (int_fast64_t)staged->charged_bytes);
-            data_give_back(store, staged->file, staged->fd, staged->write_only);
-            staged->fd = -1;
+            staged_uncharge(store, staged);
+            data_give_back(store, &staged->data, staged->write_only);
         }
         refs_drop(store, staged->refs, staged->ref_count);
         if (staged->xattrs_bytes)
@@ -139,6 +138,7 @@ void staged_insert(struct store *store, struct staged *staged)
 {
     hash_insert(&store->staged_numbers, &staged->by_number, hash_number(staged->number));
     atomic_fetch_add(&store->staged, 1);
+    spill_nudge(store);
     if (!staged->named)
         return;
     hash_insert(&store->staged_names, &staged->by_name, place_hash(staged->parent, staged->key));
@@ -293,7 +293,7 @@ static void fill(struct staged *staged, const struct stat *known, struct staged_
 {
     struct stat asked = {0};
     if (!known) {
-        if (fstat(staged->fd, &asked) < 0)
+        if (fstat(staged->data.fd, &asked) < 0)
             mob_log_error("store: fstat of a staged file: %s", strerror(errno));
         known = &asked;
     }
@@ -305,7 +305,8 @@ static void fill(struct staged *staged, const struct stat *known, struct staged_
         .parent = staged->parent,
         .root = staged->root,
         .closed = staged->closed,
-        .file = staged->file,
+        .file = staged->data.file,
+        .on_disk = staged->data.dir != DISK_NO_DIR,
         .size = (uint64_t)known->st_size,
         .blocks = (uint64_t)known->st_blocks,
         .mtime_ns = mtime_ns > made_ns ? mtime_ns : made_ns,
@@ -364,8 +365,21 @@ static errint_t create_locked(struct store *store, struct staged *staged, struct
     return 0;
 }
 
-errint_t staged_create(struct store *store, uint64_t parent, const char *name, mode_t mode,
-                       uid_t uid, gid_t gid, uint64_t request, struct staged_info *out)
+/* The kernel writes by itself to the file that it is given at the beginning (passthrough), so where
+ * the bytes go is settled now: to disk, through the page cache, when memory is short; and when what
+ * is written is also read or mapped, since such a file can't be moved while it grows. */
+static bool begins_on_disk(struct store *store, int access)
+{
+    const uint64_t least_room = UINT64_C(64) << 20;
+    if (!store->disk.count)
+        return false;
+    bool moves = !store->passthrough || access == O_WRONLY;
+    return (!moves || !spill_memory_is_plenty(store)) && disk_room(&store->disk) >= least_room;
+}
+
+errint_t staged_create_for(struct store *store, uint64_t parent, const char *name, mode_t mode,
+                           uid_t uid, gid_t gid, uint64_t request, int access,
+                           struct staged_info *out)
 {
     size_t name_bytes;
     errint_t error = name_check(name, &name_bytes);
@@ -382,7 +396,7 @@ errint_t staged_create(struct store *store, uint64_t parent, const char *name, m
     staged->made_ns = store_wall_ns(store);
     error = store_new_number(store, &staged->number);
     if (!error)
-        error = data_take(store, &staged->file, &staged->fd);
+        error = data_take(store, begins_on_disk(store, access), &staged->data);
     if (error) {
         staged_free(staged);
         return error;
@@ -391,8 +405,7 @@ errint_t staged_create(struct store *store, uint64_t parent, const char *name, m
     error = create_locked(store, staged, &result);
     pthread_mutex_unlock(&store->names_lock);
     if (error) {
-        data_give_back(store, staged->file, staged->fd, true);
-        staged->fd = -1;
+        data_give_back(store, &staged->data, true);
         staged_free(staged);
         if (error < 0)
             return error;
@@ -462,7 +475,7 @@ int staged_fd(struct store *store, uint64_t number)
 {
     cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
     const struct staged *staged = find(store, number);
-    return staged ? staged->fd : -ENOENT;
+    return staged ? staged->data.fd : -ENOENT;
 }
 
 /* --- opens --- */

@@ -1,13 +1,15 @@
 /* Staged files: being written in staging/ or run/, to become an object or a job at their last
  * close.
  *
- * A staged file has a data file in memory_dir. With FUSE passthrough, writers hold their own open
- * files on it, and the store keeps only a read-only descriptor; otherwise all writes come through
- * staged_write(). Its record (name, mode, owner) is kept in a file mapped shared, not in LMDB, so
- * that making one costs no transaction; a successor of a killed server takes it up from there. */
+ * A staged file has a data file in memory_dir, or in a spill directory when memory is short. With
+ * FUSE passthrough, writers hold their own open files on it, and the store keeps only a read-only
+ * descriptor; otherwise all writes come through staged_write(). Its record (name, mode, owner) is
+ * kept in a file mapped shared, not in LMDB, so that making one costs no transaction; a successor
+ * of a killed server takes it up from there. */
 #ifndef MOBULA_CORE_STORE_STAGED_H
 #define MOBULA_CORE_STORE_STAGED_H
 
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/stat.h>
@@ -31,17 +33,25 @@ struct staged_info {
     gid_t gid;
     uint32_t opens;
     bool unlinked;
+    bool on_disk;   /* its data file is in a spill directory */
     bool closed;    /* every writer has closed it: staged_mark_closed() */
     bool committed; /* already an object (or job): only its handles are left */
 };
 
 /* Makes a staged file under a name, opened once (as by staged_opened()). The data file is taken
  * from the spare ones if there is one. `request` identifies the FUSE request (0 = none): the same
- * non-zero one given again after a restart returns the file made then instead of -EEXIST. -EEXIST,
+ * non-zero one given again after a restart returns the file made then instead of -EEXIST. `access`:
+ * O_WRONLY or O_RDWR, how it is opened. -EEXIST,
  * -ENOENT, -ENAMETOOLONG, -ENOSPC (memory or table full), -EMFILE. */
-MOB_MUST_CHECK errint_t staged_create(struct store *store, uint64_t parent, const char *name,
-                                      mode_t mode, uid_t uid, gid_t gid, uint64_t request,
-                                      struct staged_info *out);
+MOB_MUST_CHECK errint_t staged_create_for(struct store *store, uint64_t parent, const char *name,
+                                          mode_t mode, uid_t uid, gid_t gid, uint64_t request,
+                                          int access, struct staged_info *out);
+static inline errint_t staged_create(struct store *store, uint64_t parent, const char *name,
+                                     mode_t mode, uid_t uid, gid_t gid, uint64_t request,
+                                     struct staged_info *out)
+{
+    return staged_create_for(store, parent, name, mode, uid, gid, request, O_WRONLY, out);
+}
 
 /* -ENOENT: discarded, or committed and closed. */
 MOB_MUST_CHECK errint_t staged_info(struct store *store, uint64_t number, struct staged_info *out);

@@ -14,15 +14,31 @@ enum { PAGE_BYTES = 4096 };
 void staged_settle(struct store *store, struct staged *staged)
 {
     struct stat info;
-    if (staged->keeps_file && fstat(staged->fd, &info) == 0)
+    if (staged->keeps_file && fstat(staged->data.fd, &info) == 0)
         staged_charge(store, staged, &info);
+}
+
+static void charge(struct store *store, struct staged *staged, uint64_t bytes)
+{
+    int64_t change = (int64_t)(bytes - staged->charged_bytes);
+    staged->charged_bytes = bytes;
+    if (staged->data.dir != DISK_NO_DIR) {
+        disk_count(&store->disk, change);
+        return;
+    }
+    atomic_fetch_add(&store->memory_used, change);
+    if (change > 0)
+        spill_nudge(store);
 }
 
 void staged_charge(struct store *store, struct staged *staged, const struct stat *info)
 {
-    uint64_t bytes = (uint64_t)info->st_blocks * 512;
-    atomic_fetch_add(&store->memory_used, (int64_t)(bytes - staged->charged_bytes));
-    staged->charged_bytes = bytes;
+    charge(store, staged, (uint64_t)info->st_blocks * 512);
+}
+
+void staged_uncharge(struct store *store, struct staged *staged)
+{
+    charge(store, staged, 0);
 }
 
 /* A descriptor to write with: the store's own, or with passthrough one opened for the moment. */
@@ -30,8 +46,8 @@ static int writable_fd(struct store *store, struct staged *staged, int *opened)
 {
     *opened = -1;
     if (!store->passthrough)
-        return staged->fd;
-    *opened = data_open(store, staged->file, O_RDWR);
+        return staged->data.fd;
+    *opened = data_open_at(store, staged->data.dir, staged->data.file, O_RDWR);
     return *opened;
 }
 
@@ -47,11 +63,15 @@ static errint_t check_budget(struct store *store, struct staged *staged, uint64_
     uint64_t first = offset / PAGE_BYTES, last = (offset + bytes + PAGE_BYTES - 1) / PAGE_BYTES;
     int64_t used = atomic_load(&store->memory_used);
     uint64_t limit = store->memory_bytes;
+    if (staged->data.dir != DISK_NO_DIR)
+        return bytes <= disk_room(&store->disk) || is_allocated(staged->data.fd, offset, bytes)
+                   ? 0
+                   : -ENOSPC;
     if (used < 0)
         used = 0;
     if ((uint64_t)used <= limit && (last - first) * PAGE_BYTES <= limit - (uint64_t)used)
         return 0;
-    return is_allocated(staged->fd, offset, bytes) ? 0 : -ENOSPC;
+    return is_allocated(staged->data.fd, offset, bytes) ? 0 : -ENOSPC;
 }
 
 /* What may not be changed any more has been committed or has lost its file. */
@@ -107,7 +127,7 @@ ssize_t staged_read(struct store *store, uint64_t number, void *buffer, size_t b
     struct staged *staged = staged_get(store, number);
     if (!staged)
         return -ENOENT;
-    ssize_t got = mob_pread_full(staged->fd, buffer, bytes, (off_t)offset);
+    ssize_t got = mob_pread_full(staged->data.fd, buffer, bytes, (off_t)offset);
     staged_put(store, staged);
     return got;
 }
@@ -197,7 +217,7 @@ errint_t staged_set(struct store *store, uint64_t number, unsigned valid, mode_t
             {.tv_nsec = UTIME_OMIT},
             {.tv_sec = (time_t)(mtime_ns / 1000000000u), .tv_nsec = (long)(mtime_ns % 1000000000u)},
         };
-        error = futimens(staged->fd, times) < 0 ? -errno : 0;
+        error = futimens(staged->data.fd, times) < 0 ? -errno : 0;
         if (!error)
             staged->made_ns = 0;
     }
@@ -208,14 +228,14 @@ errint_t staged_set(struct store *store, uint64_t number, unsigned valid, mode_t
 errint_t staged_content_of(struct staged *staged, size_t limit, char **content, size_t *bytes)
 {
     struct stat info;
-    if (fstat(staged->fd, &info) < 0)
+    if (fstat(staged->data.fd, &info) < 0)
         return -errno;
     if ((uint64_t)info.st_size > limit)
         return -EFBIG;
     cleanup_free char *buffer = malloc((size_t)info.st_size + 1);
     if (!buffer)
         return -ENOMEM;
-    ssize_t got = mob_pread_full(staged->fd, buffer, (size_t)info.st_size, 0);
+    ssize_t got = mob_pread_full(staged->data.fd, buffer, (size_t)info.st_size, 0);
     if (got < 0)
         return (errint_t)got;
     buffer[got] = '\0';

@@ -104,7 +104,7 @@ errint_t records_write(struct staged_records *records, struct staged *staged)
         .parent = staged->parent,
         .key = staged->key,
         .root = staged->root,
-        .file = staged->file,
+        .file = staged->data.file,
         .request = staged->request,
         .object_number = staged->object_number,
         .mode = staged->mode,

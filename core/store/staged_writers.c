@@ -20,7 +20,7 @@ static enum writers ask(struct store *store, uint64_t number)
     struct staged *staged = staged_get(store, number);
     if (!staged)
         return WRITERS_FILE_GONE;
-    bool writers = store->passthrough && data_has_writers(staged->fd);
+    bool writers = store->passthrough && data_has_writers(staged->data.fd);
     staged_put(store, staged);
     return writers ? WRITERS_SOME : WRITERS_NONE;
 }
@@ -166,10 +166,11 @@ static errint_t start(struct store *store)
     return 0;
 }
 
-static int watch_file(struct store *store, uint64_t file)
+static int watch_file(struct store *store, const struct data_file *file)
 {
     char path[64], name[DATA_NAME_BYTES];
-    snprintf(path, sizeof path, "/proc/self/fd/%d/%s", store->data_fd, data_name(file, name));
+    int folder = file->dir == DISK_NO_DIR ? store->data_fd : store->disk.dirs[file->dir].objects_fd;
+    snprintf(path, sizeof path, "/proc/self/fd/%d/%s", folder, data_name(file->file, name));
     return inotify_add_watch(store->watcher.inotify_fd, path, IN_CLOSE_WRITE);
 }
 
@@ -185,7 +186,7 @@ errint_t staged_when_unwritten(struct store *store, uint64_t number, staged_unwr
         error = start(store);
         if (!error) {
             /* Without a watch (their number is limited) the pauses alone do. */
-            int descriptor = watch_file(store, staged->file);
+            int descriptor = watch_file(store, &staged->data);
             *watch = (struct watch){.descriptor = descriptor,
                                     .number = number,
                                     .callback = callback,

@@ -196,8 +196,9 @@ static struct store *new_store(const struct store_options *options)
     store->hooks = options->hooks;
     store->hooks.object_changed = NULL;
     store->dead_new_end = &store->dead_new;
-    pthread_mutex_t *locks[] = {&store->names_lock, &store->writer,       &store->tree_lock,
-                                &store->spare.lock, &store->watcher.lock, &store->dead_lock};
+    pthread_mutex_t *locks[] = {
+        &store->names_lock,   &store->writer,    &store->tree_lock,  &store->spare.lock,
+        &store->watcher.lock, &store->dead_lock, &store->spill.lock, &store->spare_on_disk.lock};
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(locks); i++)
         pthread_mutex_init(locks[i], NULL);
     if (!store->state_dir || !store->memory_dir || table_init(&store->table) ||
@@ -231,7 +232,12 @@ errint_t store_open(const struct store_options *options, struct store **out, str
     if (!error)
         error = open_memory(store, err);
     if (!error)
+        error =
+            disk_open(&store->disk, options->spill_dirs, options->disk_bytes, store->owner, err);
+    if (!error)
         error = store_recover(store, err);
+    if (!error)
+        error = spill_open(store, err);
     if (error) {
         store_close(store);
         return error;
@@ -259,10 +265,13 @@ void store_close(struct store *store)
     watcher_close(store);
     if (store->meta.env)
         objects_flush(store);
+    spill_close(store);
     tree_destroy(store);
     if (store->spare.files && store->data_fd >= 0)
         spare_close(store);
+    disk_close(&store->disk);
     free(store->spare.files);
+    free(store->spare_on_disk.files);
     records_close(&store->records);
     table_destroy(&store->table);
     free_dead(store->dead_new);
@@ -275,8 +284,9 @@ void store_close(struct store *store)
     mob_cleanup_fd(&store->memory_fd);
     mob_cleanup_fd(&store->lock_fd);
     unregister_open(store);
-    pthread_mutex_t *locks[] = {&store->names_lock, &store->writer,       &store->tree_lock,
-                                &store->spare.lock, &store->watcher.lock, &store->dead_lock};
+    pthread_mutex_t *locks[] = {
+        &store->names_lock,   &store->writer,    &store->tree_lock,  &store->spare.lock,
+        &store->watcher.lock, &store->dead_lock, &store->spill.lock, &store->spare_on_disk.lock};
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(locks); i++)
         pthread_mutex_destroy(locks[i]);
     explicit_bzero(store->secret, sizeof store->secret);
@@ -372,11 +382,13 @@ void store_count_object(struct store *store, const struct object *object, int ch
     } else if (object->state == OBJECT_FAILED) {
         atomic_fetch_add(&store->failed, change);
     } else {
-        bool memory = object->tier == TIER_MEMORY;
         int64_t size = (int64_t)object->size * change;
-        atomic_fetch_add(memory ? &store->ready_memory : &store->ready_inline, change);
+        atomic_fetch_add(object->tier == TIER_MEMORY ? &store->ready_memory
+                         : object->tier == TIER_DISK ? &store->ready_disk
+                                                     : &store->ready_inline,
+                         change);
         atomic_fetch_add(&store->object_bytes, size);
-        if (!memory)
+        if (object->tier == TIER_INLINE)
             atomic_fetch_add(&store->inline_used, size);
     }
 }
@@ -405,13 +417,15 @@ void store_usage(struct store *store, struct store_usage *out)
         staged_each(store, settle_one, store);
     uint64_t in_line = at_least_zero(atomic_load(&store->ready_inline));
     uint64_t memory = at_least_zero(atomic_load(&store->ready_memory));
+    uint64_t on_disk = at_least_zero(atomic_load(&store->ready_disk));
     *out = (struct store_usage){
         .memory_bytes = store->memory_bytes,
         .memory_used_bytes = at_least_zero(atomic_load(&store->memory_used)),
         .inline_bytes = at_least_zero(atomic_load(&store->inline_used)),
-        .objects_ready = in_line + memory,
+        .objects_ready = in_line + memory + on_disk,
         .objects_inline = in_line,
         .objects_memory = memory,
+        .objects_disk = on_disk,
         .objects_pending = at_least_zero(atomic_load(&store->pending)),
         .objects_failed = at_least_zero(atomic_load(&store->failed)),
         .object_bytes = at_least_zero(atomic_load(&store->object_bytes)),
@@ -419,7 +433,21 @@ void store_usage(struct store *store, struct store_usage *out)
         .staged = at_least_zero(atomic_load(&store->staged)),
         .commits = atomic_load(&store->commits),
         .freed = atomic_load(&store->freed),
+        .spill_io = "none",
     };
+    if (!store->disk.count)
+        return;
+    struct spill *spill = &store->spill;
+    out->disk_bytes = disk_capacity(&store->disk);
+    out->disk_used_bytes = disk_used(&store->disk);
+    out->disk_free_bytes = disk_room(&store->disk);
+    out->spilling_bytes = at_least_zero(atomic_load(&spill->spilling_bytes));
+    out->spilled_bytes = atomic_load(&spill->spilled_bytes);
+    out->restored_bytes = atomic_load(&spill->restored_bytes);
+    out->spill_errors = atomic_load(&spill->errors);
+    out->damaged = at_least_zero(atomic_load(&spill->damaged));
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+    memcpy(out->spill_io, spill->described, sizeof out->spill_io);
 }
 
 errint_t store_sync(struct store *store)

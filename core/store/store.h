@@ -48,6 +48,10 @@ struct store_options {
     /* A tmpfs (or a folder of one), exists; data files are memory_dir/data/HEX. */
     const char *memory_dir;
     uint64_t memory_bytes; /* budget of memory_dir */
+    /* Spill directories, ending with NULL; made if they aren't there. NULL: nothing is spilled, and
+     * -ENOSPC when memory is full. */
+    const char *const *spill_dirs;
+    uint64_t disk_bytes;   /* budget of all of them; 0 = what their filesystems have */
     uint32_t inline_bytes; /* objects up to this size are kept in LMDB; 0 = default */
     uint8_t owner[MOB_ID_OWNER_BYTES];
     /* True: other processes may have a data file open for writing (FUSE passthrough), so a commit
@@ -87,14 +91,14 @@ MOB_MUST_CHECK errint_t store_new_number(struct store *store, uint64_t *number);
 /* --- objects --- */
 
 enum object_state { OBJECT_PENDING, OBJECT_READY, OBJECT_FAILED };
-enum object_tier { TIER_NONE, TIER_INLINE, TIER_MEMORY };
+enum object_tier { TIER_NONE, TIER_INLINE, TIER_MEMORY, TIER_DISK };
 
 struct object_info {
     struct mob_id id;
     uint64_t number;
     uint64_t size;
     uint64_t mtime_ns; /* commit time, CLOCK_REALTIME; creation time while pending */
-    uint64_t file;     /* data file (memory tier), else 0 */
+    uint64_t file;     /* data file (memory and disk tiers), else 0 */
     uint64_t staged;   /* number of the staged file it was committed from; 0: a job's output */
     uint32_t links;    /* names + jobs + containing objects */
     uint32_t opens;
@@ -134,16 +138,36 @@ void store_drop(struct store *store, const struct mob_id *id);
 ssize_t store_read_inline(struct store *store, uint64_t number, void *buffer, size_t bytes,
                           uint64_t offset);
 
-/* Opens the data file of a memory-tier object (by `file` of object_info), read-only. The caller
- * closes it. Returns the descriptor or a negative errno. */
+/* Opens the data file of an object of the memory or disk tier (by `file` of object_info),
+ * read-only. The object must be counted as open and store_readable(). The caller closes it. Returns
+ * the descriptor or a negative errno. */
 int store_open_file(struct store *store, uint64_t file);
+
+/* Whether the bytes of a ready object may be read as they are: 0; -EAGAIN: they are on disk and
+ * were not verified yet, store_fetch() does it; -EIO: they don't have their checksums
+ * (store_failure() says which block). The object must be counted as open. */
+MOB_MUST_CHECK errint_t store_readable(struct store *store, uint64_t number);
+
+/* "DIR/objects/HEX" of an object on disk, or of its data file in memory, as a new string the caller
+ * frees. -ENOENT: it has no file. */
+MOB_MUST_CHECK errint_t store_place(struct store *store, uint64_t number, char **path);
+
+/* An argument of a job that runs is spilled last. Counted. -ENOENT. */
+MOB_MUST_CHECK errint_t store_pin(struct store *store, const struct mob_id *id);
+void store_unpin(struct store *store, const struct mob_id *id);
+
+/* Copies to disk what is in memory only, so that memory can be taken away. Blocks for as long as
+ * writing it takes. -ENOSPC, -EIO: what could not be copied is still in memory; -EOPNOTSUPP: there
+ * is no spill directory. */
+MOB_MUST_CHECK errint_t store_spill_all(struct store *store);
 
 /* Reads a whole ready object of at most `limit` bytes into a new, terminated buffer. -EFBIG,
  * -EAGAIN (pending), the failure code of a failed one. */
 MOB_MUST_CHECK errint_t store_read_all(struct store *store, const struct mob_id *id, size_t limit,
                                        char **content, size_t *bytes);
 
-/* Why a failed object failed, as a new string the caller frees. -ENOENT: not failed. */
+/* Why a failed object failed, or which block of a ready one is damaged, as a new string the caller
+ * frees. -ENOENT: neither. */
 MOB_MUST_CHECK errint_t store_failure(struct store *store, uint64_t number, char **sentence);
 
 /* Extended attributes kept with an object: those set on the staged file, except mobula's own.
@@ -176,6 +200,11 @@ typedef void store_waiter(void *argument, uint64_t number, enum object_state sta
  */
 MOB_MUST_CHECK errint_t store_wait(struct store *store, uint64_t number, store_waiter *waiter,
                                    void *argument, uint64_t *token);
+/* As store_wait(), but a ready object whose bytes are on disk is verified first: the waiter is then
+ * called from a thread of the store, with OBJECT_READY; store_readable() tells how it went. The
+ * object must be counted as open. */
+MOB_MUST_CHECK errint_t store_fetch(struct store *store, uint64_t number, store_waiter *waiter,
+                                    void *argument, uint64_t *token);
 /* True: removed, the waiter will not be called. False: it was called, or is being called now. */
 bool store_wait_cancel(struct store *store, uint64_t number, uint64_t token);
 
@@ -246,7 +275,15 @@ struct store_usage {
     uint64_t memory_bytes;      /* budget */
     uint64_t memory_used_bytes; /* data files, as the filesystem counts them */
     uint64_t inline_bytes;
-    uint64_t objects_ready, objects_inline, objects_memory, objects_pending, objects_failed;
+    uint64_t disk_bytes; /* what the spill directories can hold; 0: there is none */
+    uint64_t disk_used_bytes;
+    uint64_t disk_free_bytes; /* what may still be written there */
+    uint64_t spilling_bytes;  /* being written to disk, or waiting for it */
+    uint64_t spilled_bytes, restored_bytes, spill_errors; /* since the server began */
+    uint64_t damaged;  /* objects found to be so, since the server began */
+    char spill_io[96]; /* how: "io_uring", "pread and pwrite (...)", "none" */
+    uint64_t objects_ready, objects_inline, objects_memory, objects_disk;
+    uint64_t objects_pending, objects_failed;
     uint64_t object_bytes; /* sum of sizes of ready objects */
     uint64_t names, staged;
     uint64_t commits, freed; /* since the server began */

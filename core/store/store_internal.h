@@ -9,7 +9,7 @@
  *   store->tree_lock  directories, staged files by name and number, their records, unresolved IDs
  *   table ID shard    then
  *   table shard       objects
- *   leaf locks        spare files, dead objects, the watcher
+ *   leaf locks        spare files, dead objects, the watcher, spilling
  *
  * A thread with names_lock and `writer` may read the tree without tree_lock, since changing it
  * takes that and one of these. A staged file is made with names_lock and tree_lock alone: creates
@@ -26,9 +26,11 @@
 
 #include "core/base/log.h"
 #include "core/base/util.h"
+#include "core/store/disk.h"
 #include "core/store/hash.h"
 #include "core/store/meta.h"
 #include "core/store/names.h"
+#include "core/store/spill.h"
 #include "core/store/staged.h"
 #include "core/store/store.h"
 
@@ -53,6 +55,9 @@ enum {
     OBJECT_HAS_XATTRS = 8,
     OBJECT_EMBEDDED = 16,
     OBJECT_HAS_SUM = 32,
+    OBJECT_ON_DISK = 64,   /* all of it is in a spill directory, too or only */
+    OBJECT_BUSY = 256,     /* evictor or fetcher are at it */
+    OBJECT_REOPENED = 512, /* opened again while it was on disk */
 };
 
 struct object {
@@ -61,6 +66,7 @@ struct object {
     union {
         struct waiter *waiters;  /* pending */
         struct failure *failure; /* failed */
+        uint64_t verified_ns;    /* ready, on disk: ctime of the file whose blocks were verified */
         uint32_t next_free;      /* an unused slot */
     };
     struct mob_id id;
@@ -69,14 +75,23 @@ struct object {
     gid_t gid;
     uint32_t
         pages; /* of its data file, as they were counted: the kernel may drop some of a hole's */
+    uint32_t used; /* when it was last opened: spill_now() */
     uint16_t mode; /* permission bits */
-    uint8_t state, tier, flags;
+    uint16_t flags;
+    uint16_t pins; /* running jobs that have it as an argument */
+    uint8_t state, tier;
+    uint8_t disk; /* spill directory of its copy, if there is one */
 };
 
 enum { STORE_PAGE_BYTES = 4096 };
 static inline uint64_t object_memory(const struct object *object)
 {
     return (uint64_t)object->pages * STORE_PAGE_BYTES;
+}
+/* What its file on disk is counted as. */
+static inline uint64_t object_disk_bytes(uint64_t size)
+{
+    return (size + STORE_PAGE_BYTES - 1) / STORE_PAGE_BYTES * STORE_PAGE_BYTES;
 }
 
 enum { TABLE_SHARDS = 256, TABLE_CHUNKS = 20, TABLE_FIRST_CHUNK = 64 };
@@ -134,6 +149,12 @@ void table_walk(struct table *table, uint64_t *cursor,
 
 /* --- staged files --- */
 
+struct data_file {
+    uint64_t file;
+    int fd;
+    uint8_t dir; /* spill directory; DISK_NO_DIR: it is in memory */
+};
+
 struct staged {
     struct hash_node by_number, by_name;
     struct staged *next_gone;
@@ -141,8 +162,8 @@ struct staged {
     pthread_mutex_t lock;
 
     /* Constant. */
-    uint64_t number, root, file, request;
-    int fd;
+    uint64_t number, root, request;
+    struct data_file data;
 
     /* Under tree_lock. */
     uint64_t parent, key;
@@ -204,6 +225,7 @@ struct staged *staged_new(const char *name, size_t name_bytes);
 void staged_free(struct staged *staged);                        /* one that was never inserted */
 void staged_settle(struct store *store, struct staged *staged); /* counts its memory anew */
 void staged_charge(struct store *store, struct staged *staged, const struct stat *info);
+void staged_uncharge(struct store *store, struct staged *staged); /* it takes nothing any more */
 void staged_finish_gone(struct store *store);
 void staged_set_info(const struct staged *staged, struct name_info *out);
 
@@ -252,26 +274,26 @@ MOB_MUST_CHECK errint_t records_recover(struct staged_records *records,
 
 /* --- spare.c: data files --- */
 
-struct spare_file {
-    uint64_t file;
-    int fd;
-};
-
 struct spare_files {
     pthread_mutex_t lock;
-    struct spare_file *files;
+    struct data_file *files;
     unsigned count, capacity;
 };
 
 enum { DATA_NAME_BYTES = 17 };
 char *data_name(uint64_t file, char out[DATA_NAME_BYTES]);
-/* A new or spare empty data file, opened as staged files have it. */
-MOB_MUST_CHECK errint_t data_take(struct store *store, uint64_t *file, int *fd);
+/* False: no data file's name. */
+bool data_name_parse(const char *name, uint64_t *file);
+/* A new or spare empty data file in memory or on disk, opened as staged files have it. -ENOSPC. */
+MOB_MUST_CHECK errint_t data_take(struct store *store, bool on_disk, struct data_file *out);
 /* Gives one back that nothing uses: kept as a spare file if it can be, else removed. Takes `fd`. */
-void data_give_back(struct store *store, uint64_t file, int fd, bool unread);
-/* Removes a data file, telling the user first. */
+void data_give_back(struct store *store, struct data_file *file, bool unread);
+/* Removes a data file from memory, telling the user first. */
 void data_remove(struct store *store, uint64_t file);
+/* Opens one in memory. */
 int data_open(struct store *store, uint64_t file, int flags);
+/* Opens one where it is. */
+int data_open_at(struct store *store, unsigned dir, uint64_t file, int flags);
 errint_t spare_open(struct store *store);
 void spare_close(struct store *store);
 /* At recovery: keeps an empty leftover as a spare file. False: the caller removes it. */
@@ -406,6 +428,9 @@ void refs_drop(struct store *store, const struct mob_id *ids, size_t count);
 /* Gives the file `ids` (held, from malloc()) for those it had, which are dropped. Its lock held. */
 void staged_set_refs(struct store *store, struct staged *staged, struct mob_id *ids, size_t count);
 void waiters_call(struct waiter *waiters, uint64_t number, enum object_state state);
+/* A new one, with its token; NULL = no memory. */
+struct waiter *waiter_new(struct store *store, store_waiter *callback, void *argument,
+                          uint64_t *token);
 
 /* --- attributes: xattr.c --- */
 
@@ -453,8 +478,11 @@ struct store {
     struct hash_table directories, staged_numbers, staged_names, unresolved;
     struct staged_records records;
 
-    struct spare_files spare;
+    struct spare_files spare, spare_on_disk;
     struct watcher watcher;
+    struct disk disk;
+    struct spill spill;
+    bool memory_is_own; /* memory_dir is a filesystem of its own: it counts what it holds */
 
     pthread_mutex_t dead_lock;
     struct staged *staged_gone;
@@ -468,7 +496,7 @@ struct store {
 
     atomic_int_fast64_t memory_used; /* bytes of data files */
     atomic_int_fast64_t inline_used, object_bytes;
-    atomic_int_fast64_t ready_inline, ready_memory, pending, failed, names, staged;
+    atomic_int_fast64_t ready_inline, ready_memory, ready_disk, pending, failed, names, staged;
     atomic_uint_fast64_t commits, freed;
 };
 

@@ -310,7 +310,7 @@ void table_reveal(struct table *table, uint64_t number)
     struct object *object = table_lock_hidden(table, number, &shard);
     if (!object)
         return;
-    object->flags &= (uint8_t)~OBJECT_HIDDEN;
+    object->flags &= (uint16_t)~OBJECT_HIDDEN;
     table_unlock(shard);
 }
 

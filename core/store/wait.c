@@ -19,16 +19,25 @@ void waiters_call(struct waiter *waiters, uint64_t number, enum object_state sta
     }
 }
 
-errint_t store_wait(struct store *store, uint64_t number, store_waiter *callback, void *argument,
-                    uint64_t *token)
+struct waiter *waiter_new(struct store *store, store_waiter *callback, void *argument,
+                          uint64_t *token)
 {
     struct waiter *waiter = malloc(sizeof *waiter);
     if (!waiter)
-        return -ENOMEM;
+        return NULL;
     *waiter = (struct waiter){.token = atomic_fetch_add(&store->next_token, 1),
                               .callback = callback,
                               .argument = argument};
     *token = waiter->token;
+    return waiter;
+}
+
+errint_t store_wait(struct store *store, uint64_t number, store_waiter *callback, void *argument,
+                    uint64_t *token)
+{
+    struct waiter *waiter = waiter_new(store, callback, argument, token);
+    if (!waiter)
+        return -ENOMEM;
     struct table_shard *shard;
     struct object *object = table_lock_number(&store->table, number, &shard);
     if (!object) {
@@ -62,6 +71,8 @@ bool store_wait_cancel(struct store *store, uint64_t number, uint64_t token)
             *link = found->next;
     }
     table_unlock(shard);
+    if (!found)
+        found = fetch_cancel(store, number, token);
     free(found);
     return found != NULL;
 }

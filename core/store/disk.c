@@ -1,0 +1,238 @@
+/* The spill directories. */
+#include "core/store/disk.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include "core/store/store_internal.h"
+
+static const char identity_name[] = "mobula-spill";
+enum { DISK_VERSION = 1 };
+#define RESERVE_LEAST (UINT64_C(64) << 20)
+#define RESERVE_MOST (UINT64_C(4) << 30)
+
+/* --- what a directory is --- */
+
+static void identity_text(const uint8_t owner[MOB_ID_OWNER_BYTES], char out[96])
+{
+    int length = snprintf(out, 96, "mobula spill directory\nversion %d\nowner ", DISK_VERSION);
+    for (int i = 0; i < MOB_ID_OWNER_BYTES; i++)
+        length += snprintf(out + length, 96 - (size_t)length, "%02x", owner[i]);
+    snprintf(out + length, 96 - (size_t)length, "\n");
+}
+
+static errint_t check_identity(const struct disk_dir *dir, const char *expected,
+                               struct mob_error *err)
+{
+    cleanup_free char *text = NULL;
+    size_t bytes;
+    errint_t error = mob_read_file(dir->fd, identity_name, 256, &text, &bytes);
+    if (error == -ENOENT)
+        error = mob_write_file(dir->fd, identity_name, expected, strlen(expected), 0600);
+    else if (!error && !strcmp(text, expected))
+        return 0;
+    else if (!error || error == -EFBIG) {
+        const char *owner = error ? NULL : strstr(expected, "owner ");
+        bool same_version = owner && !strncmp(text, expected, (size_t)(owner - expected));
+        return mob_error_set(err, -EINVAL,
+                             same_version ? "%s belongs to another node: %s/%s names its owner"
+                                          : "%s was made by another version of mobula: see %s/%s",
+                             dir->path, dir->path, identity_name);
+    }
+    return error
+               ? mob_error_set(err, error, "%s/%s: %s", dir->path, identity_name, strerror(-error))
+               : 0;
+}
+
+static errint_t open_dir(struct disk_dir *dir, const char *path, const char *identity,
+                         struct mob_error *err)
+{
+    struct stat info;
+    dir->fd = dir->objects_fd = -1;
+    dir->path = strdup(path);
+    if (!dir->path)
+        return mob_error_set(err, -ENOMEM, "no memory");
+    errint_t error = mob_make_directories(path, 0700);
+    if (error)
+        return mob_error_set(err, error, "%s: %s", path, strerror(-error));
+    dir->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir->fd < 0)
+        return mob_error_set(err, -errno, "%s: %s", path, strerror(errno));
+    error = check_identity(dir, identity, err);
+    if (error)
+        return error;
+    if (mkdirat(dir->fd, "objects", 0700) < 0 && errno != EEXIST)
+        return mob_error_set(err, -errno, "%s/objects: %s", path, strerror(errno));
+    dir->objects_fd = openat(dir->fd, "objects", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (dir->objects_fd < 0 || fstat(dir->objects_fd, &info) < 0)
+        return mob_error_set(err, -errno, "%s/objects: %s", path, strerror(errno));
+    dir->device = info.st_dev;
+    return 0;
+}
+
+errint_t disk_open(struct disk *disk, const char *const *paths, uint64_t budget_bytes,
+                   const uint8_t owner[MOB_ID_OWNER_BYTES], struct mob_error *err)
+{
+    char identity[96];
+    identity_text(owner, identity);
+    disk->budget_bytes = budget_bytes;
+    for (; paths && *paths; paths++) {
+        if (disk->count == DISK_DIRS)
+            return mob_error_set(err, -EINVAL, "more than %d spill directories", DISK_DIRS);
+        errint_t error = open_dir(&disk->dirs[disk->count++], *paths, identity, err);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+void disk_close(struct disk *disk)
+{
+    while (disk->count) {
+        struct disk_dir *dir = &disk->dirs[--disk->count];
+        mob_cleanup_fd(&dir->objects_fd);
+        mob_cleanup_fd(&dir->fd);
+        free(dir->path);
+    }
+}
+
+/* --- room --- */
+
+static uint64_t room_of(const struct disk_dir *dir)
+{
+    struct statvfs info;
+    if (fstatvfs(dir->objects_fd, &info) < 0)
+        return 0;
+    uint64_t unit = info.f_frsize, reserve = info.f_blocks * unit / 20;
+    uint64_t free_bytes = info.f_bavail * unit;
+    if (reserve > RESERVE_MOST)
+        reserve = RESERVE_MOST;
+    /* On a filesystem of less than a few hundred MB the least would be most of it. */
+    if (reserve < RESERVE_LEAST)
+        reserve = info.f_blocks * unit / 4 < RESERVE_LEAST ? reserve : RESERVE_LEAST;
+    return free_bytes > reserve ? free_bytes - reserve : 0;
+}
+
+static uint64_t budget_left(const struct disk *disk)
+{
+    uint64_t used = disk_used(disk);
+    if (!disk->budget_bytes)
+        return UINT64_MAX;
+    return disk->budget_bytes > used ? disk->budget_bytes - used : 0;
+}
+
+uint64_t disk_room(const struct disk *disk)
+{
+    uint64_t room = 0, left = budget_left(disk);
+    for (unsigned i = 0; i < disk->count; i++) {
+        bool counted = false; /* several directories of one filesystem have its room once */
+        for (unsigned j = 0; j < i; j++)
+            counted = counted || disk->dirs[j].device == disk->dirs[i].device;
+        room += counted ? 0 : room_of(&disk->dirs[i]);
+    }
+    return room < left ? room : left;
+}
+
+uint64_t disk_capacity(const struct disk *disk)
+{
+    uint64_t now = disk_used(disk) + disk_room(disk);
+    return disk->budget_bytes && disk->budget_bytes < now ? disk->budget_bytes : now;
+}
+
+/* --- files --- */
+
+int disk_open_file(const struct disk *disk, unsigned dir, uint64_t file, int flags)
+{
+    char name[DATA_NAME_BYTES];
+    if (dir >= disk->count)
+        return -ENOENT;
+    int fd = openat(disk->dirs[dir].objects_fd, data_name(file, name),
+                    flags | O_CLOEXEC | O_NOFOLLOW, 0600);
+    return fd < 0 ? -errno : fd;
+}
+
+int disk_find_file(const struct disk *disk, uint64_t file, int flags, unsigned *dir)
+{
+    int fd = -ENOENT;
+    for (unsigned i = 0; i < disk->count && fd == -ENOENT; i++) {
+        fd = disk_open_file(disk, i, file, flags);
+        if (dir)
+            *dir = i;
+    }
+    return fd;
+}
+
+int disk_make_file(struct disk *disk, uint64_t file, uint64_t bytes, int flags, unsigned *dir)
+{
+    int fd = -ENOSPC;
+    if (bytes > budget_left(disk))
+        return -ENOSPC;
+    unsigned first = atomic_fetch_add(&disk->next, 1);
+    for (unsigned i = 0; i < disk->count; i++) {
+        unsigned at = (first + i) % disk->count;
+        if (room_of(&disk->dirs[at]) < bytes)
+            continue;
+        fd = disk_open_file(disk, at, file, flags | O_CREAT | O_EXCL);
+        if (fd == -EINVAL && flags & O_DIRECT)
+            fd = disk_open_file(disk, at, file, (flags & ~O_DIRECT) | O_CREAT);
+        *dir = at;
+        if (fd != -ENOSPC)
+            break;
+    }
+    return fd;
+}
+
+void disk_remove_file(struct disk *disk, unsigned dir, uint64_t file, uint64_t bytes)
+{
+    char name[DATA_NAME_BYTES];
+    if (dir >= disk->count)
+        return;
+    if (unlinkat(disk->dirs[dir].objects_fd, data_name(file, name), 0) < 0 && errno != ENOENT)
+        mob_log_error("store: can't remove %s/objects/%s: %s", disk->dirs[dir].path, name,
+                      strerror(errno));
+    disk_count(disk, -(int64_t)bytes);
+}
+
+char *disk_path(const struct disk *disk, unsigned dir, uint64_t file)
+{
+    char name[DATA_NAME_BYTES], *path = NULL;
+    if (dir < disk->count &&
+        asprintf(&path, "%s/objects/%s", disk->dirs[dir].path, data_name(file, name)) < 0)
+        path = NULL;
+    return path;
+}
+
+static errint_t each_of(const struct disk *disk, unsigned at,
+                        errint_t (*each)(void *argument, uint64_t file, unsigned dir),
+                        void *argument)
+{
+    int fd = openat(disk->dirs[at].objects_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir)
+        return -errno;
+    errint_t error = 0;
+    const struct dirent *entry;
+    while (!error && (entry = readdir(dir))) {
+        uint64_t file;
+        if (data_name_parse(entry->d_name, &file))
+            error = each(argument, file, at);
+        else if (entry->d_name[0] != '.')
+            mob_log_warning("store: %s/objects/%s is not mine; it is left alone",
+                            disk->dirs[at].path, entry->d_name);
+    }
+    closedir(dir);
+    return error;
+}
+
+errint_t disk_each_file(const struct disk *disk,
+                        errint_t (*each)(void *argument, uint64_t file, unsigned dir),
+                        void *argument)
+{
+    errint_t error = 0;
+    for (unsigned i = 0; i < disk->count && !error; i++)
+        error = each_of(disk, i, each, argument);
+    return error;
+}

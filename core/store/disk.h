@@ -1,0 +1,78 @@
+/* The spill directories: data files on disk, striped over up to eight directories.
+ *
+ *   DIR/mobula-spill   what the directory is: version and owner, as text
+ *   DIR/objects/HEX    the bytes of one object, by the number of its data file, from offset 0 on,
+ *                      so that the kernel can be given it for passthrough
+ *
+ * What is in them is known by the store's records; what no record names is removed at the next
+ * start. An object's file never changes once a record names it. */
+#ifndef MOBULA_CORE_STORE_DISK_H
+#define MOBULA_CORE_STORE_DISK_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "core/base/error.h"
+#include "core/base/id.h"
+
+enum { DISK_DIRS = 8, DISK_NO_DIR = 255 };
+
+struct disk_dir {
+    char *path;
+    int fd, objects_fd;
+    dev_t device;
+};
+
+struct disk {
+    struct disk_dir dirs[DISK_DIRS];
+    unsigned count;        /* 0: nothing is spilled */
+    uint64_t budget_bytes; /* 0: what the filesystems have */
+    atomic_int_fast64_t used_bytes;
+    atomic_uint next; /* the directory that is tried first, next time */
+};
+
+/* Makes what is missing. -EINVAL with a sentence: a directory of another node or version, or too
+ * many; -errno. `paths` ends with NULL. */
+MOB_MUST_CHECK errint_t disk_open(struct disk *disk, const char *const *paths,
+                                  uint64_t budget_bytes, const uint8_t owner[MOB_ID_OWNER_BYTES],
+                                  struct mob_error *err);
+void disk_close(struct disk *disk);
+
+/* Opens the data file `file` of directory `dir`. Returns a descriptor or a negative errno. */
+int disk_open_file(const struct disk *disk, unsigned dir, uint64_t file, int flags);
+/* The same, wherever it is; *dir (may be NULL) says where. */
+int disk_find_file(const struct disk *disk, uint64_t file, int flags, unsigned *dir);
+/* Makes an empty file that is to hold `bytes`, in the next directory with room for them. `flags`:
+ * O_RDONLY, O_RDWR or O_WRONLY, and O_DIRECT, which is left out where the filesystem refuses it.
+ * -ENOSPC: none has room; -EEXIST. */
+int disk_make_file(struct disk *disk, uint64_t file, uint64_t bytes, int flags, unsigned *dir);
+/* Removes a file, which counted `bytes`. */
+void disk_remove_file(struct disk *disk, unsigned dir, uint64_t file, uint64_t bytes);
+/* Counts what a file has come to take, or takes no more. */
+static inline void disk_count(struct disk *disk, int64_t change)
+{
+    atomic_fetch_add(&disk->used_bytes, change);
+}
+/* What may still be written, all directories together: within the budget, and less a reserve of 5 %
+ * of each filesystem (64 MiB to 4 GiB), which leaves room for metadata and for others. */
+uint64_t disk_room(const struct disk *disk);
+/* What all of it can hold: the budget, or what is used and what may still be written. */
+uint64_t disk_capacity(const struct disk *disk);
+static inline uint64_t disk_used(const struct disk *disk)
+{
+    int64_t used = atomic_load(&disk->used_bytes);
+    return used > 0 ? (uint64_t)used : 0;
+}
+
+/* Calls `each` for every data file there is. A non-zero return ends the walk and is returned. */
+MOB_MUST_CHECK errint_t disk_each_file(const struct disk *disk,
+                                       errint_t (*each)(void *argument, uint64_t file,
+                                                        unsigned dir),
+                                       void *argument);
+/* "DIR/objects/HEX" as a new string; NULL = no memory. */
+char *disk_path(const struct disk *disk, unsigned dir, uint64_t file);
+
+#endif

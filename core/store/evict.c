@@ -1,0 +1,498 @@
+/* The evictor: objects go from memory to disk when memory is short. See spill.h.
+ *
+ * Each round takes some objects that nobody has open, the least recently used first; copies those
+ * that are not on disk yet, several at once; notes the copies in one transaction; and takes out of
+ * memory those that still nobody has open. An object that was opened or freed meanwhile stays, or
+ * is gone: the copy then serves the next time, or goes. */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include "core/store/store_internal.h"
+
+/* Of the memory budget. Writers are stopped only past HOLD (growing files, staged_grow.c). */
+#define HIGH_WATERMARK 0.80
+#define LOW_WATERMARK 0.70
+#define ROUND_BYTES (UINT64_C(64) << 20)
+#define ROUND_OBJECTS 32
+#define RETRY_NS UINT64_C(1000000000)
+/* Memory is written at some 8 GB/s at most: looking once in the time that half of what is free
+ * would take at that rate is early enough. */
+#define FASTEST_BYTES_PER_MS (UINT64_C(8) << 20)
+#define LONGEST_PAUSE_MS 100
+
+struct victim {
+    uint64_t number, file, size;
+    bool copied; /* there is a copy on disk already */
+    unsigned dir;
+    struct spill_sum *sums;
+    struct spill_copy copy;
+    errint_t error;
+};
+
+struct round {
+    struct store *store;
+    struct victim victims[ROUND_OBJECTS];
+    size_t count;
+    uint64_t bytes;
+    bool all; /* not only what memory must give: everything that has no copy */
+};
+
+/* --- memory --- */
+
+uint64_t spill_memory_used(struct store *store)
+{
+    struct statvfs info;
+    if (store->memory_is_own && fstatvfs(store->memory_fd, &info) == 0)
+        return (uint64_t)(info.f_blocks - info.f_bfree) * info.f_frsize;
+    int64_t used = atomic_load(&store->memory_used);
+    return used > 0 ? (uint64_t)used : 0;
+}
+
+static uint64_t mark(const struct store *store, double share)
+{
+    return (uint64_t)((double)store->memory_bytes * share);
+}
+
+bool spill_memory_is_plenty(struct store *store)
+{
+    return spill_memory_used(store) < mark(store, HIGH_WATERMARK);
+}
+
+uint32_t spill_now(struct store *store)
+{
+    return atomic_fetch_add_explicit(&store->spill.clock, 1, memory_order_relaxed) + 1;
+}
+
+void spill_nudge(struct store *store)
+{
+    struct spill *spill = &store->spill;
+    if (!store->disk.count || atomic_load_explicit(&spill->evictor_awake, memory_order_acquire))
+        return;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+    atomic_store(&spill->evictor_awake, true);
+    pthread_cond_signal(&spill->evictor_wake);
+}
+
+void spill_room_came(struct store *store)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->spill.lock);
+    store->spill.full_until_ns = 0;
+}
+
+void spill_add(struct store *store, const struct object *object)
+{
+    struct spill *spill = &store->spill;
+    if (!store->disk.count)
+        return;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+    if (lru_push(&spill->lru, object->number, object->used))
+        mob_log_warning("store: no memory to note an object with; it is not spilled");
+}
+
+/* --- choosing --- */
+
+enum choice { CHOICE_GONE, CHOICE_LATER, CHOICE_TAKEN, CHOICE_NEWER };
+
+/* Marks the object busy if it may go. *used: when it was last used. */
+static enum choice choose(struct round *round, uint64_t number, bool pinned_too, uint32_t *used)
+{
+    struct table_shard *shard;
+    struct object *object = table_lock_number(&round->store->table, number, &shard);
+    if (!object)
+        return CHOICE_GONE;
+    enum choice choice = CHOICE_TAKEN;
+    if (object->tier != TIER_MEMORY || object->state != OBJECT_READY)
+        choice = CHOICE_GONE;
+    else if (object->flags & OBJECT_BUSY || (!round->all && object->opens) ||
+             (object->pins && !pinned_too))
+        choice = CHOICE_LATER;
+    else if (!round->all && object->used != *used)
+        choice = CHOICE_NEWER;
+    *used = object->used;
+    if (choice == CHOICE_TAKEN) {
+        object->flags |= OBJECT_BUSY;
+        round->victims[round->count++] = (struct victim){
+            .number = number,
+            .file = object->file,
+            .size = object->size,
+            .copied = object->flags & OBJECT_ON_DISK,
+            .dir = object->disk,
+        };
+        round->bytes += object->size;
+    }
+    table_unlock(shard);
+    return choice;
+}
+
+/* Takes victims off the heap until they make up `bytes`. What can't go now is put back. */
+static void pick(struct round *round, uint64_t bytes, bool pinned_too)
+{
+    struct spill *spill = &round->store->spill;
+    struct lru later = {0};
+    struct lru_entry entry;
+    while (round->count < ROUND_OBJECTS && round->bytes < bytes) {
+        pthread_mutex_lock(&spill->lock);
+        bool any = lru_pop(&spill->lru, &entry);
+        pthread_mutex_unlock(&spill->lock);
+        if (!any)
+            break;
+        enum choice choice = choose(round, entry.number, pinned_too, &entry.used);
+        struct lru *back = choice == CHOICE_LATER   ? &later
+                           : choice == CHOICE_NEWER ? &spill->lru
+                                                    : NULL;
+        pthread_mutex_lock(&spill->lock);
+        if (back && lru_push(back, entry.number, entry.used))
+            mob_log_warning("store: no memory to note an object with; it is not spilled");
+        pthread_mutex_unlock(&spill->lock);
+    }
+    pthread_mutex_lock(&spill->lock);
+    while (lru_pop(&later, &entry))
+        if (lru_push(&spill->lru, entry.number, entry.used))
+            break;
+    pthread_mutex_unlock(&spill->lock);
+    lru_free(&later);
+}
+
+/* --- copying --- */
+
+static errint_t prepare(struct store *store, struct victim *victim)
+{
+    uint64_t blocks = (victim->size + SPILL_BLOCK_BYTES - 1) / SPILL_BLOCK_BYTES;
+    victim->copy = (struct spill_copy){.from = -1, .to = -1, .bytes = victim->size};
+    victim->sums = calloc(blocks + 1, sizeof *victim->sums);
+    if (!victim->sums)
+        return -ENOMEM;
+    victim->copy.sums = victim->sums;
+    victim->copy.from = data_open(store, victim->file, O_RDONLY);
+    if (victim->copy.from < 0)
+        return victim->copy.from;
+    victim->copy.to =
+        disk_make_file(&store->disk, victim->file, victim->size, O_RDWR | O_DIRECT, &victim->dir);
+    if (victim->copy.to == -EEXIST) { /* of an attempt that failed, or a server that died */
+        disk_remove_file(&store->disk, victim->dir, victim->file, 0);
+        victim->copy.to = disk_make_file(&store->disk, victim->file, victim->size,
+                                         O_RDWR | O_DIRECT, &victim->dir);
+    }
+    if (victim->copy.to < 0)
+        return victim->copy.to;
+    disk_count(&store->disk, (int64_t)object_disk_bytes(victim->size));
+    return 0;
+}
+
+static void abandon(struct store *store, struct victim *victim)
+{
+    if (victim->copied || victim->copy.to < 0)
+        return;
+    disk_remove_file(&store->disk, victim->dir, victim->file, object_disk_bytes(victim->size));
+}
+
+static void copy_all(struct round *round)
+{
+    struct store *store = round->store;
+    struct spill_copy copies[ROUND_OBJECTS];
+    struct victim *owners[ROUND_OBJECTS];
+    size_t count = 0;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < round->count; i++) {
+        struct victim *victim = &round->victims[i];
+        victim->copy.from = victim->copy.to = -1;
+        if (victim->copied || (victim->error = prepare(store, victim)))
+            continue;
+        bytes += victim->size;
+        owners[count] = victim;
+        copies[count++] = victim->copy;
+    }
+    atomic_fetch_add(&store->spill.spilling_bytes, (int64_t)bytes);
+    if (count)
+        spill_io_run(store->spill.evictor_io, copies, count);
+    atomic_fetch_sub(&store->spill.spilling_bytes, (int64_t)bytes);
+    spill_describe(store);
+    for (size_t i = 0; i < count; i++)
+        owners[i]->error = copies[i].error;
+}
+
+/* --- noting --- */
+
+static bool exists(struct store *store, uint64_t number)
+{
+    struct object_info info;
+    return store_info(store, number, &info) == 0;
+}
+
+errint_t object_note_on_disk(struct store *store, MDB_txn *txn, uint64_t number)
+{
+    const void *value;
+    size_t bytes;
+    struct object_record record;
+    errint_t error = meta_get_number(&store->meta, txn, META_OBJECTS, number, &value, &bytes);
+    if (error || bytes != sizeof record)
+        return error ? error : -EIO;
+    memcpy(&record, value, sizeof record);
+    record.flags |= RECORD_ON_DISK;
+    return meta_put_number(&store->meta, txn, META_OBJECTS, number, &record, sizeof record);
+}
+
+/* All copies that are whole, in one transaction. The writer lock keeps those that are found in the
+ * table from being taken off the disk before it ends. */
+static void note_all(struct round *round)
+{
+    struct store *store = round->store;
+    MDB_txn *txn;
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < round->count; i++)
+        if (!round->victims[i].copied && !round->victims[i].error)
+            bytes += 1024 + round->victims[i].size / SPILL_BLOCK_BYTES * sizeof(struct spill_sum);
+    if (!bytes)
+        return;
+    store_write_lock(store);
+    errint_t error = meta_begin(&store->meta, bytes, &txn);
+    bool begun = !error;
+    for (size_t i = 0; i < round->count && !error; i++) {
+        struct victim *victim = &round->victims[i];
+        if (victim->copied || victim->error || !exists(store, victim->number))
+            continue;
+        error = blocks_put(store, txn, victim->file, victim->size, victim->sums);
+        if (!error)
+            error = object_note_on_disk(store, txn, victim->number);
+    }
+    if (begun && error)
+        mdb_txn_abort(txn);
+    else if (begun)
+        error = meta_commit(txn);
+    store_write_unlock(store);
+    for (size_t i = 0; i < round->count && error; i++)
+        if (!round->victims[i].copied && !round->victims[i].error)
+            round->victims[i].error = error;
+}
+
+/* --- taking out of memory --- */
+
+static void count_tier(struct store *store, enum object_tier from, enum object_tier to)
+{
+    atomic_fetch_sub(from == TIER_MEMORY ? &store->ready_memory : &store->ready_disk, 1);
+    atomic_fetch_add(to == TIER_MEMORY ? &store->ready_memory : &store->ready_disk, 1);
+}
+
+/* Nobody can open the object between the look at `opens` and its new tier: both are under the
+ * shard's lock. Who opens it right after is given what is registered still, the file in memory,
+ * whose bytes are the same; it lives until that is closed. */
+static void settle(struct round *round, struct victim *victim)
+{
+    struct store *store = round->store;
+    struct table_shard *shard;
+    struct object *object = table_lock_number(&store->table, victim->number, &shard);
+    if (!object || victim->error) {
+        abandon(store, victim);
+        if (object)
+            object->flags &= (uint16_t)~OBJECT_BUSY;
+        if (object)
+            table_unlock(shard);
+        return;
+    }
+    object->flags &= (uint16_t)~OBJECT_BUSY;
+    object->flags |= OBJECT_ON_DISK;
+    object->disk = (uint8_t)victim->dir;
+    uint64_t memory = object_memory(object);
+    bool goes = !object->opens && !round->all;
+    if (goes) {
+        object->flags &= (uint16_t)~OBJECT_REOPENED;
+        object->tier = TIER_DISK;
+        object->pages = 0;
+        object->verified_ns = 0;
+        count_tier(store, TIER_MEMORY, TIER_DISK);
+    }
+    struct object now = *object;
+    table_unlock(shard);
+    if (!victim->copied)
+        atomic_fetch_add(&store->spill.spilled_bytes, victim->size);
+    if (goes) {
+        data_remove(store, victim->file);
+        atomic_fetch_sub(&store->memory_used, (int64_t)memory);
+        object_note_change(store, victim->number);
+    } else {
+        spill_add(store, &now);
+    }
+}
+
+static void put_back(struct store *store, const struct victim *victim)
+{
+    struct table_shard *shard;
+    struct object *object = table_lock_number(&store->table, victim->number, &shard);
+    if (!object)
+        return;
+    struct object now = *object;
+    table_unlock(shard);
+    spill_add(store, &now);
+}
+
+static void note_failure(struct store *store, const struct victim *victim)
+{
+    struct spill *spill = &store->spill;
+    char id[MOB_ID_STRING_BYTES];
+    struct object_info info;
+    if (store_info(store, victim->number, &info))
+        return; /* it is gone: so is its file */
+    put_back(store, victim);
+    if (victim->error == -ECANCELED)
+        return;
+    atomic_fetch_add(&spill->errors, 1);
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+    if (!spill->full_until_ns)
+        mob_log_warning("store: %s can't be spilled: %s", mob_id_format(&info.id, id),
+                        strerror(-victim->error));
+    spill->full_until_ns = mob_monotonic_ns() + RETRY_NS;
+}
+
+/* True: something went. */
+static bool finish(struct round *round)
+{
+    bool any = false;
+    for (size_t i = 0; i < round->count; i++) {
+        struct victim *victim = &round->victims[i];
+        errint_t error = victim->error;
+        settle(round, victim);
+        if (error)
+            note_failure(round->store, victim);
+        any = any || !error;
+        mob_cleanup_fd(&victim->copy.from);
+        mob_cleanup_fd(&victim->copy.to);
+        free(victim->sums);
+    }
+    objects_settle(round->store);
+    return any;
+}
+
+static bool run_round(struct round *round)
+{
+    if (!round->count)
+        return false;
+    copy_all(round);
+    note_all(round);
+    return finish(round);
+}
+
+/* --- the thread --- */
+
+static bool disk_may_have_room(struct store *store)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->spill.lock);
+    return store->spill.full_until_ns <= mob_monotonic_ns();
+}
+
+static bool is_stopping(struct store *store)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->spill.lock);
+    return store->spill.stop;
+}
+
+static void evict(struct store *store)
+{
+    uint64_t high = mark(store, HIGH_WATERMARK), low = mark(store, LOW_WATERMARK);
+    uint64_t used = spill_memory_used(store);
+    if (used <= high)
+        return;
+    while (used > low && !is_stopping(store) && disk_may_have_room(store)) {
+        struct round round = {.store = store};
+        uint64_t bytes = used - low < ROUND_BYTES ? used - low : ROUND_BYTES;
+        pick(&round, bytes, false);
+        if (!round.count)
+            pick(&round, bytes, true);
+        if (!run_round(&round))
+            return;
+        used = spill_memory_used(store);
+    }
+}
+
+/* Milliseconds until the next look; 0: when somebody says so. */
+static unsigned next_look(struct store *store)
+{
+    uint64_t used = spill_memory_used(store), high = mark(store, HIGH_WATERMARK);
+    if (used > high)
+        return 20; /* nothing can go now: all is open, or the disk is full */
+    if (!atomic_load(&store->staged))
+        return 0;
+    uint64_t pause = (high - used) / 2 / FASTEST_BYTES_PER_MS;
+    return pause < 1 ? 1 : pause > LONGEST_PAUSE_MS ? LONGEST_PAUSE_MS : (unsigned)pause;
+}
+
+static void *evictor_main(void *argument)
+{
+    struct store *store = argument;
+    struct spill *spill = &store->spill;
+    pthread_mutex_lock(&spill->lock);
+    while (!spill->stop) {
+        pthread_mutex_unlock(&spill->lock);
+        evict(store);
+        unsigned pause_ms = next_look(store);
+        pthread_mutex_lock(&spill->lock);
+        if (spill->stop)
+            break;
+        if (pause_ms) {
+            struct timespec until;
+            clock_gettime(CLOCK_MONOTONIC, &until);
+            until.tv_nsec += (long)pause_ms * 1000000;
+            until.tv_sec += until.tv_nsec / 1000000000;
+            until.tv_nsec %= 1000000000;
+            pthread_cond_timedwait(&spill->evictor_wake, &spill->lock, &until);
+            continue;
+        }
+        /* Who takes memory after this sees that nobody is awake; who did before was seen by
+         * next_look(), or is by the next one. */
+        atomic_store(&spill->evictor_awake, false);
+        if (!atomic_load(&store->staged))
+            pthread_cond_wait(&spill->evictor_wake, &spill->lock);
+        atomic_store(&spill->evictor_awake, true);
+    }
+    pthread_mutex_unlock(&spill->lock);
+    return NULL;
+}
+
+errint_t evictor_start(struct store *store)
+{
+    struct spill *spill = &store->spill;
+    atomic_store(&spill->evictor_awake, true);
+    int code = pthread_create(&spill->evictor, NULL, evictor_main, store);
+    spill->evictor_runs = !code;
+    if (!code)
+        pthread_setname_np(spill->evictor, "evictor");
+    return -code;
+}
+
+/* --- everything --- */
+
+struct listed {
+    uint64_t numbers[ROUND_OBJECTS];
+    size_t count;
+};
+
+static bool note_memory_only(void *argument, const struct object *object, uint64_t next)
+{
+    struct listed *listed = argument;
+    (void)next;
+    if (object->tier == TIER_MEMORY && object->state == OBJECT_READY &&
+        !(object->flags & (OBJECT_ON_DISK | OBJECT_BUSY)))
+        listed->numbers[listed->count++] = object->number;
+    return listed->count < ROUND_OBJECTS;
+}
+
+errint_t spill_all(struct store *store)
+{
+    uint64_t cursor = 0;
+    struct listed listed;
+    do {
+        listed.count = 0;
+        table_walk(&store->table, &cursor, note_memory_only, &listed);
+        struct round round = {.store = store, .all = true};
+        for (size_t i = 0; i < listed.count; i++) {
+            uint32_t used = 0;
+            choose(&round, listed.numbers[i], true, &used);
+        }
+        run_round(&round);
+        for (size_t i = 0; i < round.count; i++)
+            if (round.victims[i].error)
+                return round.victims[i].error;
+    } while (listed.count);
+    return 0;
+}

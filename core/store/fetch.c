@@ -1,0 +1,517 @@
+/* The fetcher: what is on disk is verified before it is read, and comes back to memory when it is
+ * opened again and again. See spill.h.
+ *
+ * The kernel reads a file on disk by itself (passthrough), so its checksums must be looked at
+ * before that: at the first open after the object went to disk or the server began, block by block
+ * through the page cache, which then has the bytes. The time of the file's last change is noted,
+ * and as long as it stays, so do the bytes. */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "core/store/store_internal.h"
+
+/* Objects come back only into what lies below: else they would push others out. */
+#define RESTORE_WATERMARK 0.70
+
+static const char restore_name[] = "restore";
+
+/* What is to be fetched, as the table has it. */
+struct target {
+    uint64_t number, file, size;
+    struct mob_id id;
+    unsigned dir;
+};
+
+/* --- damage --- */
+
+static struct damage **damage_place(struct spill *spill, uint64_t number)
+{
+    struct damage **link = &spill->damages;
+    while (*link && (*link)->number != number)
+        link = &(*link)->next;
+    return link;
+}
+
+void fetch_forget(struct store *store, uint64_t number)
+{
+    struct spill *spill = &store->spill;
+    if (!atomic_load(&spill->damaged))
+        return;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+    struct damage **link = damage_place(spill, number), *damage = *link;
+    if (!damage)
+        return;
+    *link = damage->next;
+    free(damage);
+    atomic_fetch_sub(&spill->damaged, 1);
+}
+
+static bool is_damaged(struct spill *spill, uint64_t number)
+{
+    if (!atomic_load(&spill->damaged))
+        return false;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+    return *damage_place(spill, number) != NULL;
+}
+
+errint_t damage_sentence(struct store *store, uint64_t number, char **sentence)
+{
+    struct spill *spill = &store->spill;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+    const struct damage *damage = *damage_place(spill, number);
+    if (!damage)
+        return -ENOENT;
+    *sentence = strdup(damage->sentence);
+    return *sentence ? 0 : -ENOMEM;
+}
+
+static void note_damage(struct store *store, const struct target *target, errint_t error,
+                        uint64_t block)
+{
+    struct spill *spill = &store->spill;
+    char id[MOB_ID_STRING_BYTES], *sentence = NULL;
+    cleanup_free char *path = disk_path(&store->disk, target->dir, target->file);
+    int length = error == -EBADMSG || error == -ENODATA
+                     ? asprintf(&sentence, "block %llu (of 1 MiB) of %s %s",
+                                (unsigned long long)block, path ? path : "its file",
+                                error == -EBADMSG ? "does not have its checksum" : "is cut off")
+                     : asprintf(&sentence, "%s can't be read: %s", path ? path : "its file",
+                                strerror(-error));
+    if (length < 0)
+        return;
+    mob_log_error("objects/%s is damaged: %s", mob_id_format(&target->id, id), sentence);
+    fetch_forget(store, target->number);
+    struct damage *damage = malloc(sizeof *damage + (size_t)length + 1);
+    if (damage) {
+        damage->number = target->number;
+        memcpy(damage->sentence, sentence, (size_t)length + 1);
+        cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+        damage->next = spill->damages;
+        spill->damages = damage;
+        atomic_fetch_add(&spill->damaged, 1);
+    }
+    free(sentence);
+}
+
+/* --- asking --- */
+
+uint64_t fetch_changed_ns(const struct stat *info)
+{
+    return (uint64_t)info->st_ctim.tv_sec * 1000000000u + (uint64_t)info->st_ctim.tv_nsec;
+}
+
+static uint64_t file_changed_ns(struct store *store, unsigned dir, uint64_t file)
+{
+    char name[DATA_NAME_BYTES];
+    struct stat info;
+    if (dir >= store->disk.count || fstatat(store->disk.dirs[dir].objects_fd, data_name(file, name),
+                                            &info, AT_SYMLINK_NOFOLLOW))
+        return 0;
+    return fetch_changed_ns(&info);
+}
+
+errint_t store_readable(struct store *store, uint64_t number)
+{
+    struct table_shard *shard;
+    const struct object *object = table_lock_number(&store->table, number, &shard);
+    if (!object)
+        return -ENOENT;
+    bool on_disk = object->state == OBJECT_READY && object->tier == TIER_DISK;
+    uint64_t verified_ns = on_disk ? object->verified_ns : 0, file = object->file;
+    unsigned dir = object->disk;
+    table_unlock(shard);
+    if (!on_disk || (verified_ns && verified_ns == file_changed_ns(store, dir, file)))
+        return 0;
+    return is_damaged(&store->spill, number) ? -EIO : -EAGAIN;
+}
+
+errint_t store_place(struct store *store, uint64_t number, char **path)
+{
+    char name[DATA_NAME_BYTES];
+    struct table_shard *shard;
+    const struct object *object = table_lock_number(&store->table, number, &shard);
+    if (!object)
+        return -ENOENT;
+    uint64_t file = object->state == OBJECT_READY ? object->file : 0;
+    unsigned dir = object->disk;
+    bool on_disk = object->tier == TIER_DISK;
+    table_unlock(shard);
+    *path = NULL;
+    if (!file)
+        return -ENOENT;
+    if (on_disk)
+        *path = disk_path(&store->disk, dir, file);
+    else if (asprintf(path, "%s/data/%s", store->memory_dir, data_name(file, name)) < 0)
+        *path = NULL;
+    return *path ? 0 : -ENOMEM;
+}
+
+/* --- queueing --- */
+
+/* Adds to what is queued for the object, or queues it. False: no memory. */
+static bool enqueue(struct store *store, uint64_t number, struct waiter *waiter,
+                    enum fetch_kind kind)
+{
+    struct spill *spill = &store->spill;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+    struct fetch **link = &spill->fetches;
+    while (*link && (*link)->number != number)
+        link = &(*link)->next;
+    if (!*link) {
+        *link = calloc(1, sizeof **link);
+        if (!*link)
+            return false;
+        (*link)->number = number;
+    }
+    if (kind > (*link)->kind)
+        (*link)->kind = kind;
+    if (waiter) {
+        waiter->next = (*link)->waiters;
+        (*link)->waiters = waiter;
+    }
+    pthread_cond_signal(&spill->fetcher_wake);
+    return true;
+}
+
+void fetch_seal(struct store *store, uint64_t number)
+{
+    if (store->spill.fetcher_runs && !enqueue(store, number, NULL, FETCH_SEAL))
+        mob_log_warning("store: no memory; checksums are made when the object is opened");
+}
+
+void fetch_reopened(struct store *store, uint64_t number)
+{
+    struct spill *spill = &store->spill;
+    if (!spill->fetcher_runs ||
+        spill_memory_used(store) >= (uint64_t)((double)store->memory_bytes * RESTORE_WATERMARK))
+        return;
+    (void)enqueue(store, number, NULL, FETCH_RESTORE); /* without memory it stays where it is */
+}
+
+errint_t store_fetch(struct store *store, uint64_t number, store_waiter *callback, void *argument,
+                     uint64_t *token)
+{
+    errint_t error = store_readable(store, number);
+    if ((error != -EAGAIN && error != -EIO) || !store->spill.fetcher_runs)
+        return store_wait(store, number, callback, argument, token);
+    struct waiter *waiter = waiter_new(store, callback, argument, token);
+    if (!waiter)
+        return -ENOMEM;
+    if (enqueue(store, number, waiter, FETCH_VERIFY))
+        return 0;
+    free(waiter);
+    return -ENOMEM;
+}
+
+static struct waiter *take_waiter(struct fetch *fetch, uint64_t token)
+{
+    struct waiter **link = &fetch->waiters;
+    while (*link && (*link)->token != token)
+        link = &(*link)->next;
+    struct waiter *found = *link;
+    if (found)
+        *link = found->next;
+    return found;
+}
+
+struct waiter *fetch_cancel(struct store *store, uint64_t number, uint64_t token)
+{
+    struct spill *spill = &store->spill;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+    for (struct fetch *fetch = spill->fetches; fetch; fetch = fetch->next)
+        if (fetch->number == number)
+            return take_waiter(fetch, token);
+    return spill->current && spill->current->number == number ? take_waiter(spill->current, token)
+                                                              : NULL;
+}
+
+struct blocked {
+    pthread_mutex_t lock;
+    pthread_cond_t done;
+    bool called;
+};
+
+static void wake_blocked(void *argument, uint64_t number, enum object_state state)
+{
+    struct blocked *blocked = argument;
+    (void)number, (void)state;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&blocked->lock);
+    blocked->called = true;
+    pthread_cond_signal(&blocked->done);
+}
+
+errint_t fetch_and_wait(struct store *store, uint64_t number)
+{
+    struct blocked blocked = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+    uint64_t token;
+    errint_t error = store_readable(store, number);
+    if (!error)
+        return 0;
+    error = store_fetch(store, number, wake_blocked, &blocked, &token);
+    if (error)
+        return error;
+    pthread_mutex_lock(&blocked.lock);
+    while (!blocked.called)
+        pthread_cond_wait(&blocked.done, &blocked.lock);
+    pthread_mutex_unlock(&blocked.lock);
+    pthread_cond_destroy(&blocked.done);
+    pthread_mutex_destroy(&blocked.lock);
+    error = store_readable(store, number);
+    return error == -EAGAIN ? -EIO : error;
+}
+
+/* --- verifying --- */
+
+static errint_t take_target(struct store *store, uint64_t number, bool busy, struct target *out)
+{
+    struct table_shard *shard;
+    struct object *object = table_lock_number(&store->table, number, &shard);
+    if (!object)
+        return -ENOENT;
+    errint_t error = 0;
+    if (object->state != OBJECT_READY || object->tier != TIER_DISK ||
+        (busy && object->flags & OBJECT_BUSY))
+        error = -ESTALE;
+    *out = (struct target){number, object->file, object->size, object->id, object->disk};
+    if (!error && busy)
+        object->flags |= OBJECT_BUSY;
+    table_unlock(shard);
+    return error;
+}
+
+/* A copy of the checksums in LMDB; *found is false if there are none yet: then it is room for them.
+ */
+static errint_t load_sums(struct store *store, const struct target *target, struct spill_sum **out,
+                          bool *found)
+{
+    size_t count = (target->size + SPILL_BLOCK_BYTES - 1) / SPILL_BLOCK_BYTES;
+    struct meta_reader *reader;
+    const struct spill_sum *kept;
+    const void *value;
+    size_t bytes;
+    cleanup_free struct spill_sum *sums = calloc(count + 1, sizeof *sums);
+    if (!sums)
+        return -ENOMEM;
+    errint_t error = meta_read_begin(&store->meta, &reader);
+    if (error)
+        return error;
+    error = meta_get_number(&store->meta, reader->txn, META_BLOCKS, target->file, &value, &bytes);
+    *found = !error;
+    if (!error && !blocks_decode(target->file, target->size, value, bytes, &kept))
+        error = -EBADMSG;
+    if (!error)
+        memcpy(sums, kept, count * sizeof *sums);
+    meta_read_end(reader);
+    if (error && error != -ENOENT)
+        return error;
+    *out = steal_pointer(&sums);
+    return 0;
+}
+
+static errint_t keep_sums(struct store *store, const struct target *target,
+                          const struct spill_sum *sums)
+{
+    size_t count = (target->size + SPILL_BLOCK_BYTES - 1) / SPILL_BLOCK_BYTES;
+    MDB_txn *txn;
+    struct object_info info;
+    store_write_lock(store);
+    errint_t error = store_info(store, target->number, &info);
+    if (!error)
+        error = meta_begin(&store->meta, count * sizeof *sums + 1024, &txn);
+    if (!error) {
+        error = blocks_put(store, txn, target->file, target->size, sums);
+        if (error)
+            mdb_txn_abort(txn);
+        else
+            error = meta_commit(txn);
+    }
+    store_write_unlock(store);
+    return error;
+}
+
+static void set_verified(struct store *store, uint64_t number, uint64_t verified_ns)
+{
+    struct table_shard *shard;
+    struct object *object = table_lock_number(&store->table, number, &shard);
+    if (!object)
+        return;
+    if (object->state == OBJECT_READY && object->tier == TIER_DISK)
+        object->verified_ns = verified_ns;
+    table_unlock(shard);
+}
+
+static errint_t run_copy(struct store *store, struct spill_copy *copy)
+{
+    spill_io_run(store->spill.fetcher_io, copy, 1);
+    return copy->error;
+}
+
+static void verify(struct store *store, uint64_t number)
+{
+    struct target target;
+    struct stat before, after;
+    bool found = false;
+    cleanup_free struct spill_sum *sums = NULL;
+    if (take_target(store, number, false, &target))
+        return;
+    errint_t error = load_sums(store, &target, &sums, &found);
+    cleanup_fd int fd = disk_open_file(&store->disk, target.dir, target.file, O_RDONLY);
+    struct spill_copy copy = {
+        .from = fd, .to = -1, .bytes = target.size, .sums = sums, .check = found, .discard = true};
+    if (!error && (fd < 0 || fstat(fd, &before) < 0))
+        error = fd < 0 ? fd : -errno;
+    if (!error && (uint64_t)before.st_size != target.size) {
+        error = -ENODATA;
+        copy.bad_block = (uint64_t)before.st_size / SPILL_BLOCK_BYTES;
+    }
+    if (!error)
+        error = run_copy(store, &copy);
+    if (!error && fstat(fd, &after) < 0)
+        error = -errno;
+    if (!error && !found)
+        error = keep_sums(store, &target, sums);
+    if (error == -ECANCELED || error == -ENOENT || error == -ENOMEM || error == -ENOSPC)
+        return; /* not the object's fault: the next open tries again */
+    if (error) {
+        note_damage(store, &target, error, copy.bad_block);
+    } else if (fetch_changed_ns(&before) == fetch_changed_ns(&after)) {
+        fetch_forget(store, number);
+        set_verified(store, number, fetch_changed_ns(&after));
+    }
+}
+
+/* --- bringing back --- */
+
+static errint_t copy_to_memory(struct store *store, const struct target *target, int *to)
+{
+    bool found = false;
+    cleanup_free struct spill_sum *sums = NULL;
+    errint_t error = load_sums(store, target, &sums, &found);
+    if (error || !found)
+        return error ? error : -ENODATA;
+    cleanup_fd int from =
+        disk_open_file(&store->disk, target->dir, target->file, O_RDONLY | O_DIRECT);
+    if (from == -EINVAL)
+        from = disk_open_file(&store->disk, target->dir, target->file, O_RDONLY);
+    if (from < 0)
+        return from;
+    if (unlinkat(store->data_fd, restore_name, 0) < 0 && errno != ENOENT)
+        return -errno;
+    *to = openat(store->data_fd, restore_name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW,
+                 0600);
+    if (*to < 0)
+        return -errno;
+    struct spill_copy copy = {
+        .from = from, .to = *to, .bytes = target->size, .sums = sums, .check = true};
+    return run_copy(store, &copy);
+}
+
+/* The file in memory is whole: it gets its name, and the object is there again. */
+static void enter_memory(struct store *store, const struct target *target, int fd)
+{
+    char name[DATA_NAME_BYTES];
+    struct stat info;
+    struct table_shard *shard;
+    if (fstat(fd, &info) < 0 ||
+        renameat(store->data_fd, restore_name, store->data_fd, data_name(target->file, name)) < 0)
+        return;
+    uint32_t pages = (uint32_t)(info.st_blocks / (STORE_PAGE_BYTES / 512));
+    struct object *object = table_lock_number(&store->table, target->number, &shard);
+    if (!object) {
+        unlinkat(store->data_fd, name, 0);
+        return;
+    }
+    object->tier = TIER_MEMORY;
+    object->pages = pages;
+    object->used = spill_now(store);
+    atomic_fetch_add(&store->memory_used, (int64_t)object_memory(object));
+    struct object now = *object;
+    table_unlock(shard);
+    atomic_fetch_sub(&store->ready_disk, 1);
+    atomic_fetch_add(&store->ready_memory, 1);
+    atomic_fetch_add(&store->spill.restored_bytes, target->size);
+    if (store->hooks.file_gone) /* registered is the file on disk */
+        store->hooks.file_gone(store->hooks.context, target->file);
+    spill_add(store, &now);
+    object_note_change(store, target->number);
+}
+
+static void restore(struct store *store, uint64_t number)
+{
+    struct target target;
+    struct table_shard *shard;
+    uint64_t limit = (uint64_t)((double)store->memory_bytes * RESTORE_WATERMARK);
+    if (take_target(store, number, true, &target))
+        return;
+    cleanup_fd int fd = -1;
+    if (spill_memory_used(store) + target.size <= limit) {
+        errint_t error = copy_to_memory(store, &target, &fd);
+        if (!error)
+            enter_memory(store, &target, fd);
+        else
+            unlinkat(store->data_fd, restore_name, 0);
+    }
+    struct object *object = table_lock_number(&store->table, number, &shard);
+    if (object) {
+        object->flags &= (uint16_t)~OBJECT_BUSY;
+        table_unlock(shard);
+    }
+    objects_settle(store);
+}
+
+/* --- the thread --- */
+
+/* Those that somebody waits for go first. Locked. */
+static struct fetch *take_fetch(struct spill *spill)
+{
+    struct fetch **link = &spill->fetches;
+    while (*link && !(*link)->waiters)
+        link = &(*link)->next;
+    if (!*link)
+        link = &spill->fetches;
+    struct fetch *fetch = *link;
+    if (fetch)
+        *link = fetch->next;
+    return fetch;
+}
+
+static void *fetcher_main(void *argument)
+{
+    struct store *store = argument;
+    struct spill *spill = &store->spill;
+    pthread_mutex_lock(&spill->lock);
+    while (!spill->stop) {
+        spill->current = take_fetch(spill);
+        if (!spill->current) {
+            pthread_cond_wait(&spill->fetcher_wake, &spill->lock);
+            continue;
+        }
+        uint64_t number = spill->current->number;
+        enum fetch_kind kind = spill->current->kind;
+        pthread_mutex_unlock(&spill->lock);
+        if (kind == FETCH_SEAL || store_readable(store, number))
+            verify(store, number);
+        else if (kind == FETCH_RESTORE)
+            restore(store, number);
+        pthread_mutex_lock(&spill->lock);
+        struct fetch *done = spill->current;
+        spill->current = NULL;
+        pthread_mutex_unlock(&spill->lock);
+        waiters_call(done->waiters, number, OBJECT_READY);
+        free(done);
+        pthread_mutex_lock(&spill->lock);
+    }
+    pthread_mutex_unlock(&spill->lock);
+    return NULL;
+}
+
+errint_t fetcher_start(struct store *store)
+{
+    struct spill *spill = &store->spill;
+    int code = pthread_create(&spill->fetcher, NULL, fetcher_main, store);
+    spill->fetcher_runs = !code;
+    if (!code)
+        pthread_setname_np(spill->fetcher, "fetcher");
+    return -code;
+}

@@ -1,0 +1,117 @@
+/* Spilling: its threads are started and ended, and what both use. */
+#include "core/store/spill.h"
+
+#include <string.h>
+#include <sys/stat.h>
+
+#include "core/store/store_internal.h"
+
+static bool is_a_filesystem_of_its_own(int fd)
+{
+    struct stat here, above;
+    return fstat(fd, &here) == 0 && fstatat(fd, "..", &above, 0) == 0 &&
+           here.st_dev != above.st_dev;
+}
+
+errint_t blocks_put(struct store *store, MDB_txn *txn, uint64_t file, uint64_t size,
+                    const struct spill_sum *sums)
+{
+    size_t count = (size + SPILL_BLOCK_BYTES - 1) / SPILL_BLOCK_BYTES;
+    struct blocks_header header = {1, SPILL_BLOCK_BYTES, size};
+    void *place;
+    errint_t error = meta_reserve(&store->meta, txn, META_BLOCKS, file,
+                                  sizeof header + count * sizeof *sums, &place);
+    if (error)
+        return error;
+    memcpy(place, &header, sizeof header);
+    memcpy((char *)place + sizeof header, sums, count * sizeof *sums);
+    return 0;
+}
+
+errint_t spill_open(struct store *store, struct mob_error *err)
+{
+    struct spill *spill = &store->spill;
+    pthread_condattr_t attributes;
+    store->memory_is_own = is_a_filesystem_of_its_own(store->memory_fd);
+    if (!store->disk.count)
+        return 0;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&spill->evictor_wake, &attributes);
+    pthread_condattr_destroy(&attributes);
+    pthread_cond_init(&spill->fetcher_wake, NULL);
+    static const struct spill_io_options defaults;
+    errint_t error = spill_io_open(&defaults, &spill->evictor_io, err);
+    if (!error)
+        error = spill_io_open(&defaults, &spill->fetcher_io, err);
+    if (error)
+        return error;
+    spill_describe(store);
+    error = evictor_start(store);
+    if (!error)
+        error = fetcher_start(store);
+    return error ? mob_error_set(err, error, "spilling can't begin: %s", strerror(-error)) : 0;
+}
+
+void spill_describe(struct store *store)
+{
+    struct spill *spill = &store->spill;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+    snprintf(spill->described, sizeof spill->described, "%s", spill_io_describe(spill->evictor_io));
+}
+
+static void stop_threads(struct spill *spill)
+{
+    pthread_mutex_lock(&spill->lock);
+    spill->stop = true;
+    if (spill->evictor_runs)
+        pthread_cond_signal(&spill->evictor_wake);
+    if (spill->fetcher_runs)
+        pthread_cond_signal(&spill->fetcher_wake);
+    pthread_mutex_unlock(&spill->lock);
+    if (spill->evictor_io)
+        spill_io_cancel(spill->evictor_io, true);
+    if (spill->fetcher_io)
+        spill_io_cancel(spill->fetcher_io, true);
+    if (spill->evictor_runs)
+        pthread_join(spill->evictor, NULL);
+    if (spill->fetcher_runs)
+        pthread_join(spill->fetcher, NULL);
+    spill->evictor_runs = spill->fetcher_runs = false;
+}
+
+/* Who still waits finds out by store_readable(). */
+static void drop_fetches(struct spill *spill)
+{
+    while (spill->fetches) {
+        struct fetch *fetch = spill->fetches;
+        spill->fetches = fetch->next;
+        waiters_call(fetch->waiters, fetch->number, OBJECT_READY);
+        free(fetch);
+    }
+}
+
+void spill_close(struct store *store)
+{
+    struct spill *spill = &store->spill;
+    stop_threads(spill);
+    drop_fetches(spill);
+    while (spill->damages) {
+        struct damage *damage = spill->damages;
+        spill->damages = damage->next;
+        free(damage);
+    }
+    spill_io_close(spill->evictor_io);
+    spill_io_close(spill->fetcher_io);
+    spill->evictor_io = spill->fetcher_io = NULL;
+    lru_free(&spill->lru);
+}
+
+errint_t store_spill_all(struct store *store)
+{
+    if (!store->disk.count)
+        return -EOPNOTSUPP;
+    stop_threads(&store->spill);
+    spill_io_cancel(store->spill.evictor_io, false);
+    return spill_all(store);
+}

@@ -1,0 +1,149 @@
+/* Spilling: memory is a tier, not a limit. Two threads of the store do it.
+ *
+ * The evictor (evict.c) copies large objects from memory to disk when memory is short, the least
+ * recently used first, and takes them out of memory. The fetcher (fetch.c) reads what is on disk
+ * before it is opened: it verifies the checksums of each block, makes those that are not there yet,
+ * and brings objects back to memory that are opened again and again.
+ *
+ * An object's bytes may be in memory, on disk, or both; its record says whether there is a whole
+ * copy on disk (RECORD_ON_DISK), and that there is one in memory is seen by the file being there:
+ * a file gets its name in memory_dir/data only when it is whole. So a server that is killed at any
+ * moment leaves nothing that could be mistaken: a copy on disk that no record names is removed.
+ *
+ * Who opens an object keeps the copy in memory: only objects that nobody has open are evicted. */
+#ifndef MOBULA_CORE_STORE_SPILL_H
+#define MOBULA_CORE_STORE_SPILL_H
+
+#include <lmdb.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/base/error.h"
+#include "core/store/spill_io.h"
+
+struct store;
+struct object;
+struct waiter;
+
+/* Objects in memory by the time of their last use: a heap of (time, number) whose times may be
+ * older than the object's own; then the entry is put back with the newer one when it comes up. */
+struct lru_entry {
+    uint32_t used;
+    uint64_t number;
+};
+struct lru {
+    struct lru_entry *entries;
+    size_t count, capacity;
+};
+/* -ENOMEM. */
+MOB_MUST_CHECK errint_t lru_push(struct lru *lru, uint64_t number, uint32_t used);
+/* False: empty. */
+bool lru_pop(struct lru *lru, struct lru_entry *out);
+void lru_free(struct lru *lru);
+
+enum fetch_kind {
+    FETCH_VERIFY,  /* unless that was done meanwhile */
+    FETCH_RESTORE, /* bring it to memory, if there is room */
+    FETCH_SEAL,    /* make its checksums: it was written on disk */
+};
+
+struct fetch {
+    struct fetch *next;
+    uint64_t number;
+    enum fetch_kind kind;
+    struct waiter *waiters; /* called when it can be read, or can't */
+};
+
+struct damage {
+    struct damage *next;
+    uint64_t number;
+    char sentence[];
+};
+
+struct spill {
+    pthread_mutex_t lock; /* a leaf */
+    bool stop;
+
+    /* The evictor. */
+    pthread_t evictor;
+    pthread_cond_t evictor_wake;
+    bool evictor_runs;
+    atomic_bool evictor_awake; /* it looks again by itself, no need to wake it */
+    struct lru lru;
+    atomic_uint clock; /* goes on with every use of a large object */
+    struct spill_io *evictor_io;
+    char described[96]; /* what evictor_io says of itself */
+    uint64_t
+        full_until_ns; /* the disk had no room: not tried again before, unless something goes */
+
+    /* The fetcher. */
+    pthread_t fetcher;
+    pthread_cond_t fetcher_wake;
+    bool fetcher_runs;
+    struct fetch *fetches, *current;
+    struct damage *damages;
+    struct spill_io *fetcher_io;
+
+    atomic_uint_fast64_t spilled_bytes, restored_bytes, errors;
+    atomic_int_fast64_t spilling_bytes, damaged;
+};
+
+/* Notes the checksums of a data file in a transaction. */
+MOB_MUST_CHECK errint_t blocks_put(struct store *store, MDB_txn *txn, uint64_t file, uint64_t size,
+                                   const struct spill_sum *sums);
+
+/* After recovery: starts the threads if there is a spill directory. */
+MOB_MUST_CHECK errint_t spill_open(struct store *store, struct mob_error *err);
+/* Ends them; what they are at is broken off. */
+void spill_close(struct store *store);
+
+/* Takes over what the evictor's engine says of itself; on the thread that uses it. */
+void spill_describe(struct store *store);
+
+/* --- evict.c --- */
+
+/* What memory_dir's files take, counted by the filesystem where it is ours alone. */
+uint64_t spill_memory_used(struct store *store);
+/* Is there so much memory that another file may begin there? */
+bool spill_memory_is_plenty(struct store *store);
+/* Memory was taken, or may soon be: the evictor looks, in a moment at the latest. Any lock may be
+ * held but spill->lock. */
+void spill_nudge(struct store *store);
+/* Something on disk was freed: there may be room again. */
+void spill_room_came(struct store *store);
+/* A large object is in memory from now on. */
+void spill_add(struct store *store, const struct object *object);
+/* Now, as struct object's `used` has it. */
+uint32_t spill_now(struct store *store);
+/* Copies all objects that are in memory only to disk (an orderly end). Blocks. */
+MOB_MUST_CHECK errint_t spill_all(struct store *store);
+
+MOB_MUST_CHECK errint_t evictor_start(struct store *store);
+/* In a transaction: the object's record says that a copy is on disk. */
+MOB_MUST_CHECK errint_t object_note_on_disk(struct store *store, MDB_txn *txn, uint64_t number);
+
+/* --- fetch.c --- */
+
+MOB_MUST_CHECK errint_t fetcher_start(struct store *store);
+/* An object on disk was opened once more: it comes to memory if there is room. No lock held. */
+void fetch_reopened(struct store *store, uint64_t number);
+/* Blocks until the object's bytes can be read: 0, or -EIO as store_readable(). Not from the
+ * store's own threads. The object must be counted as open. */
+MOB_MUST_CHECK errint_t fetch_and_wait(struct store *store, uint64_t number);
+/* Which block is damaged, as a new string. -ENOENT: none is known to be. */
+MOB_MUST_CHECK errint_t damage_sentence(struct store *store, uint64_t number, char **sentence);
+
+/* Queues a large object that was written on disk: its checksums are made. */
+void fetch_seal(struct store *store, uint64_t number);
+/* The time of a file's last change. */
+struct stat;
+uint64_t fetch_changed_ns(const struct stat *info);
+/* Takes a waiter out that waits for a fetch; NULL: not there any more. */
+struct waiter *fetch_cancel(struct store *store, uint64_t number, uint64_t token);
+/* Forgets what is known of an object's damage. */
+void fetch_forget(struct store *store, uint64_t number);
+
+#endif
