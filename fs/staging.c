@@ -27,14 +27,22 @@ static errint_t count_open(struct fs *fs, const struct staged_info *info, bool w
     return 0;
 }
 
-static int staged_backing(struct fs *fs, uint64_t number, uint64_t file)
+/* 0: no passthrough, for any open of the file. Not every filesystem that may be a spill directory
+ * can be read and written by it (overlayfs can't). */
+static int staged_backing(struct fs *fs, const struct staged_info *info)
 {
     if (!transport_passthrough(fs->transport))
         return 0;
-    int id = backing_get(fs->backing, file, -1);
+    int id = backing_get(fs->backing, info->file, -1);
     if (id == -EBADF)
-        id = backing_get(fs->backing, file, staged_fd(fs->store, number));
-    return id;
+        id = backing_get(fs->backing, info->file, staged_fd(fs->store, info->number));
+    if (id >= 0 || !info->on_disk)
+        return id;
+    cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);
+    struct state *state = state_get(fs->staging, info->number, false);
+    if (state)
+        state->mediated = true;
+    return 0;
 }
 
 /* Counts the open that a handle stands for, and fills the handle. On error nothing is left. */
@@ -50,7 +58,7 @@ static errint_t open_handle(fuse_req_t request, const struct staged_info *info, 
                         node_id(NODE_STAGED, 0, info->number), writes ? HANDLE_WRITE : 0,
                         (uint32_t)fuse_req_ctx(request)->pid, handle, fh, &existed);
     if (!error && !(*handle)->backing_id) {
-        int id = staged_backing(fs, info->number, info->file);
+        int id = staged_backing(fs, info);
         if (id < 0) {
             handles_free(fs->handles, *fh);
             error = id;
@@ -291,7 +299,7 @@ static bool staged_release(struct fs *fs, uint64_t node, struct handle *handle, 
                 pthread_cond_wait(&fs->staging->changed, &fs->staging->mutex);
             last = --state->opens == 0;
             finished = state->finished;
-            soon = transport_passthrough(fs->transport) && !state->spec;
+            soon = transport_passthrough(fs->transport) && !state->spec && !state->mediated;
             if (last && finished)
                 state_drop(fs->staging, state);
             else if (last)

@@ -233,6 +233,7 @@ bool staging_finish_if_closed(struct fs *fs, uint64_t number, bool *wait)
         struct state *state = state_get(fs->staging, number, false);
         closed = state && !state->unflushed;
         open = state && state->opens;
+        passthrough = passthrough && !(state && state->mediated);
     }
     *wait = closed && open && !passthrough;
     if (!closed || *wait || staged_has_writers(fs->store, number) > 0)

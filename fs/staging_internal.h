@@ -16,6 +16,7 @@ struct state {
     bool finishing;        /* some thread is at it */
     bool finished;         /* an object or a job already */
     bool spec;             /* in run/: nobody wants to wait for a tick */
+    bool mediated;         /* all writes come to us, though other files have passthrough */
     struct job_hold *hold; /* arguments of a spec that a close accepted, until it is submitted */
     uint64_t released;     /* handle kept for the time until a mapping goes; 0 = none */
 };
