@@ -45,19 +45,25 @@ static int staged_backing(struct fs *fs, const struct staged_info *info)
     return 0;
 }
 
+enum open_kind {
+    OPEN_FRESH,    /* it was just made */
+    OPEN_AGAIN,    /* it was there */
+    OPEN_MEDIATED, /* it was there, and is to be read through us */
+};
+
 /* Counts the open that a handle stands for, and fills the handle. On error nothing is left. */
 static errint_t open_handle(fuse_req_t request, const struct staged_info *info, int flags,
-                            bool fresh, struct handle **handle, uint64_t *fh)
+                            enum open_kind kind, struct handle **handle, uint64_t *fh)
 {
     struct fs *fs = fs_of(request);
     bool existed, writes = (flags & O_ACCMODE) != O_RDONLY;
-    errint_t error = count_open(fs, info, writes, fresh);
+    errint_t error = count_open(fs, info, writes, kind == OPEN_FRESH);
     if (error)
         return error;
     error = handles_new(fs->handles, transport_current_unique(), transport_current_is_resent(),
                         node_id(NODE_STAGED, 0, info->number), writes ? HANDLE_WRITE : 0,
                         (uint32_t)fuse_req_ctx(request)->pid, handle, fh, &existed);
-    if (!error && !(*handle)->backing_id) {
+    if (!error && !(*handle)->backing_id && kind != OPEN_MEDIATED) {
         int id = staged_backing(fs, info);
         if (id < 0) {
             handles_free(fs->handles, *fh);
@@ -94,7 +100,7 @@ void staging_create(fuse_req_t request, uint64_t parent, const char *name, mode_
     struct handle *handle;
     uint64_t fh;
     if (!error) {
-        error = open_handle(request, &info, file->flags, true, &handle, &fh);
+        error = open_handle(request, &info, file->flags, OPEN_FRESH, &handle, &fh);
         if (error)
             staged_discard(fs->store, info.number);
         else if ((file->flags & O_ACCMODE) == O_WRONLY)
@@ -117,19 +123,26 @@ static void staged_open(fuse_req_t request, uint64_t node, struct fuse_file_info
     struct staged_info info;
     struct handle *handle;
     uint64_t fh;
+    bool direct = true; /* the kernel may read it by itself */
     errint_t error = staged_opened(fs->store, node_number(node));
     if (!error)
         error = staged_peek(fs->store, node_number(node), &info);
     if (!error && (file->flags & O_ACCMODE) != O_WRONLY)
-        staged_mark_write_only(fs->store, node_number(node), false);
+        direct = staged_mark_write_only(fs->store, node_number(node), false);
+    if (!error && !direct && (file->flags & O_ACCMODE) == O_RDWR) {
+        staged_closed(fs->store, node_number(node));
+        fuse_reply_err(request, ETXTBSY); /* mobula-fs(7): it has outgrown memory */
+        return;
+    }
     if (!error)
-        error = open_handle(request, &info, file->flags, false, &handle, &fh);
+        error = open_handle(request, &info, file->flags, direct ? OPEN_AGAIN : OPEN_MEDIATED,
+                            &handle, &fh);
     if (!error && (file->flags & O_TRUNC)) /* sent again or not: it may not have come so far */
         error = staged_truncate(fs->store, info.number, 0);
     if (error)
         fuse_reply_err(request, error == -ENOENT ? ESTALE : -error);
     else
-        transport_reply_open(request, fh, 0, handle->backing_id);
+        transport_reply_open(request, fh, direct ? 0 : OPEN_DIRECT_IO, handle->backing_id);
 }
 
 void staging_adopt(struct fs *fs, const struct handle *handle)
@@ -272,6 +285,45 @@ static errint_t check_close(struct fs *fs, uint64_t number)
     return error;
 }
 
+/* --- a close of what has outgrown memory: it waits for the disk, on the slow thread --- */
+
+struct slow_close {
+    fuse_req_t request;
+    uint64_t number;
+};
+
+static void finish_slow_close(void *argument)
+{
+    struct slow_close *close = argument;
+    struct fs *fs = fs_of(close->request);
+    struct mob_error err = {0};
+    errint_t error = staged_settle_growth(fs->store, close->number, &err);
+    if (error && error != -EBUSY)
+        mob_log_warning("a file that is larger than memory: %s", err.message);
+    if (error == -EBUSY)
+        error = 0; /* the commit does it */
+    if (!error)
+        error = check_close(fs, close->number);
+    fuse_reply_err(close->request, -error);
+    free(close);
+}
+
+static bool close_slowly(fuse_req_t request, uint64_t number)
+{
+    struct fs *fs = fs_of(request);
+    struct staged_info info;
+    if (staged_peek(fs->store, number, &info) || !info.split || info.committed)
+        return false;
+    struct slow_close *close = malloc(sizeof *close);
+    if (!close)
+        return false;
+    *close = (struct slow_close){request, number};
+    if (slow_run(fs->slow, finish_slow_close, close))
+        return true;
+    free(close);
+    return false;
+}
+
 static void staged_flush(fuse_req_t request, uint64_t node, uint64_t fh)
 {
     struct fs *fs = fs_of(request);
@@ -279,6 +331,8 @@ static void staged_flush(fuse_req_t request, uint64_t node, uint64_t fh)
     errint_t error = 0;
     if (handle && (handle->flags & HANDLE_WRITE)) {
         mark_flushed(fs, handle, true);
+        if (close_slowly(request, node_number(node)))
+            return;
         error = check_close(fs, node_number(node));
     }
     fuse_reply_err(request, -error);

@@ -16,6 +16,7 @@
 #include "core/base/log.h"
 #include "core/base/util.h"
 #include "core/job/launcher.h"
+#include "core/store/growing.h"
 #include "fs/fs.h"
 #include "fs/session.h"
 #include "fs/transport.h"
@@ -30,6 +31,8 @@ struct keeper {
     struct settings *settings;
     struct session *session;
     int connection_fd;
+    struct growing_pipes pipes; /* of files that outgrow memory, kept for the server's successors */
+    bool has_pipes;
     int launcher_sockets[2]; /* server's end, launcher's end: both kept for their successors */
     int signal_fd;
     int ready_fd; /* read end: what the present server says when it is up; -1 once read */
@@ -73,6 +76,8 @@ static errint_t start_launcher(struct keeper *keeper)
             _exit(1);
         close(keeper->connection_fd);
         close(keeper->launcher_sockets[0]);
+        if (keeper->has_pipes)
+            growing_pipes_close(&keeper->pipes);
         if (keeper->settings->ready_fd >= 0)
             close(keeper->settings->ready_fd);
         if (keeper->ready_fd >= 0)
@@ -106,6 +111,7 @@ static errint_t start_server(struct keeper *keeper)
             .session = keeper->session,
             .connection_fd = keeper->connection_fd,
             .launcher_fd = keeper->launcher_sockets[0],
+            .pipes = keeper->has_pipes ? &keeper->pipes : NULL,
             .keeper_pid = (int)keeper_pid,
             .ready_fd = ready[1],
         };
@@ -334,6 +340,9 @@ int keeper_run(struct settings *settings, int lock_fd)
         error = mob_error_set(&err, -errno, "socketpair: %s", strerror(errno));
     if (!error)
         error = transport_mount(&mount, &keeper.connection_fd, &err);
+    /* Without them the store makes its own, which end with the server. */
+    struct mob_error why = {0};
+    keeper.has_pipes = !error && !growing_pipes_open(&keeper.pipes, &why);
     if (error) {
         mob_log_error("%s", err.message);
         keeper_tell(settings, "error ", err.message);

@@ -91,6 +91,7 @@ static errint_t open_all(const struct server_options *options, struct server *se
         .state_dir = settings->state_dir,
         .memory_dir = settings->memory_dir,
         .memory_bytes = settings->memory_bytes,
+        .pipes = options->pipes,
         .passthrough = passthrough,
         .map_writes = MAP_WRITES,
         .hooks = fs_store_hooks(server->fs),

@@ -5,11 +5,14 @@
 #include "fs/session.h"
 #include "tools/settings.h"
 
+struct growing_pipes;
+
 struct server_options {
     const struct settings *settings;
     struct session *session;
     int connection_fd; /* the FUSE connection */
     int launcher_fd;
+    struct growing_pipes *pipes; /* the keeper's, or NULL */
     int keeper_pid;
     int ready_fd; /* gets "ok\n" or "error SENTENCE\n"; closed */
 };

@@ -120,8 +120,11 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     if (fstat(staged->data.fd, &info) < 0)
         return mob_error_set(err, -errno, "fstat: %s", strerror(errno));
     staged_charge(store, staged, &info);
-    errint_t error = xattr_without_own(staged->xattrs, staged->xattrs_bytes, &commit->xattrs,
-                                       &commit->xattrs_bytes);
+    errint_t error = staged->growing ? grow_assemble(store, staged, err) : 0;
+    if (error)
+        return error;
+    error = xattr_without_own(staged->xattrs, staged->xattrs_bytes, &commit->xattrs,
+                              &commit->xattrs_bytes);
     if (!error && staged->refs_from_content)
         error = take_content_refs(store, staged, err);
     if (!error)
@@ -129,19 +132,21 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     if (error)
         return error;
     bool in_line = (uint64_t)info.st_size <= store->inline_bytes;
+    const struct data_file *data = staged->growing ? &staged->grown : &staged->data;
+    bool on_disk = !in_line && data->dir != DISK_NO_DIR;
     object->size = (uint64_t)info.st_size;
     object->mtime_ns = store_wall_ns(store);
-    object->file = in_line ? 0 : staged->data.file;
+    object->file = in_line ? 0 : data->file;
     object->used = spill_now(store);
-    bool on_disk = !in_line && staged->data.dir != DISK_NO_DIR;
     object->pages = in_line || on_disk ? 0 : (uint32_t)(staged->charged_bytes / STORE_PAGE_BYTES);
     object->links = 1;
     object->state = OBJECT_READY;
     object->tier = in_line ? TIER_INLINE : on_disk ? TIER_DISK : TIER_MEMORY;
     if (on_disk) { /* just written, through the page cache; its checksums are made in a moment */
-        object->disk = staged->data.dir;
-        object->verified_ns = fetch_changed_ns(&info);
-        commit->on_disk_bytes = staged->charged_bytes;
+        object->disk = data->dir;
+        if (fstat(data->fd, &info) == 0)
+            object->verified_ns = fetch_changed_ns(&info);
+        commit->on_disk_bytes = staged->growing ? staged->grown_bytes : staged->charged_bytes;
     }
     object->flags =
         (uint16_t)(OBJECT_HIDDEN | (on_disk ? OBJECT_ON_DISK : 0) |
@@ -187,7 +192,7 @@ static errint_t write_records(const struct commit *commit, MDB_txn *txn)
     const struct staged *staged = commit->staged;
     struct object_write write = {
         .object = &commit->object,
-        .fd = staged->data.fd,
+        .fd = staged->growing ? staged->grown.fd : staged->data.fd,
         .refs = staged->refs,
         .ref_count = staged->ref_count,
         .xattrs = commit->xattrs,
@@ -247,8 +252,10 @@ static void publish(struct commit *commit)
                    (int64_t)(object_disk_bytes(commit->object.size) - commit->on_disk_bytes));
     atomic_fetch_add(&store->names, 1);
     atomic_fetch_add(&store->commits, 1);
-    staged->keeps_file = commit->object.tier == TIER_INLINE;
-    staged->ref_count = 0; /* the object holds them now */
+    staged->keeps_file = commit->object.tier == TIER_INLINE || staged->growing;
+    if (staged->growing && commit->object.tier != TIER_INLINE)
+        staged->grown.file = 0; /* it is the object's now */
+    staged->ref_count = 0;      /* the object holds them now */
     staged->xattrs_bytes = 0;
     staged_committed_locked(store, staged, &commit->object.id, commit->object.number);
 }

@@ -11,9 +11,6 @@
 
 #include "core/store/store_internal.h"
 
-/* Of the memory budget. Writers are stopped only past HOLD (growing files, staged_grow.c). */
-#define HIGH_WATERMARK 0.80
-#define LOW_WATERMARK 0.70
 #define ROUND_BYTES (UINT64_C(64) << 20)
 #define ROUND_OBJECTS 32
 #define RETRY_NS UINT64_C(1000000000)
@@ -50,14 +47,17 @@ uint64_t spill_memory_used(struct store *store)
     return used > 0 ? (uint64_t)used : 0;
 }
 
-static uint64_t mark(const struct store *store, double share)
+uint64_t spill_mark(const struct store *store, double share)
 {
     return (uint64_t)((double)store->memory_bytes * share);
 }
 
 bool spill_memory_is_plenty(struct store *store)
 {
-    return spill_memory_used(store) < mark(store, HIGH_WATERMARK);
+    /* What the kernel writes by itself is moved in units of 2 MiB; a few must fit. */
+    const uint64_t least = store->passthrough ? UINT64_C(16) << 20 : 0;
+    uint64_t used = spill_memory_used(store);
+    return used < spill_mark(store, SPILL_HIGH_WATERMARK) && store->memory_bytes - used >= least;
 }
 
 uint32_t spill_now(struct store *store)
@@ -381,7 +381,7 @@ static bool disk_may_have_room(struct store *store)
     return store->spill.full_until_ns <= mob_monotonic_ns();
 }
 
-static bool is_stopping(struct store *store)
+bool spill_is_stopping(struct store *store)
 {
     cleanup_lock pthread_mutex_t *lock = mob_lock(&store->spill.lock);
     return store->spill.stop;
@@ -389,11 +389,12 @@ static bool is_stopping(struct store *store)
 
 static void evict(struct store *store)
 {
-    uint64_t high = mark(store, HIGH_WATERMARK), low = mark(store, LOW_WATERMARK);
+    uint64_t high = spill_mark(store, SPILL_HIGH_WATERMARK),
+             low = spill_mark(store, SPILL_LOW_WATERMARK);
     uint64_t used = spill_memory_used(store);
     if (used <= high)
         return;
-    while (used > low && !is_stopping(store) && disk_may_have_room(store)) {
+    while (used > low && !spill_is_stopping(store) && disk_may_have_room(store)) {
         struct round round = {.store = store};
         uint64_t bytes = used - low < ROUND_BYTES ? used - low : ROUND_BYTES;
         pick(&round, bytes, false);
@@ -408,7 +409,7 @@ static void evict(struct store *store)
 /* Milliseconds until the next look; 0: when somebody says so. */
 static unsigned next_look(struct store *store)
 {
-    uint64_t used = spill_memory_used(store), high = mark(store, HIGH_WATERMARK);
+    uint64_t used = spill_memory_used(store), high = spill_mark(store, SPILL_HIGH_WATERMARK);
     if (used > high)
         return 20; /* nothing can go now: all is open, or the disk is full */
     if (!atomic_load(&store->staged))
@@ -425,6 +426,7 @@ static void *evictor_main(void *argument)
     while (!spill->stop) {
         pthread_mutex_unlock(&spill->lock);
         evict(store);
+        grow_look(store);
         unsigned pause_ms = next_look(store);
         pthread_mutex_lock(&spill->lock);
         if (spill->stop)

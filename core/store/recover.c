@@ -501,11 +501,13 @@ static errint_t settle_name(struct recovery *it, struct staged *staged)
     return 0;
 }
 
-static struct staged *from_record(const struct staged_record *record, uint32_t slot)
+static struct staged *from_record(struct store *store, const struct staged_record *record,
+                                  uint32_t slot)
 {
     struct staged *staged = staged_new(record->name, record->name_bytes);
     if (!staged)
         return NULL;
+    staged->store = store;
     staged->number = record->number;
     staged->root = record->root;
     staged->data.file = record->file;
@@ -544,7 +546,35 @@ static bool find_data(struct recovery *it, struct data_file *data)
     return true;
 }
 
-static errint_t adopt(struct recovery *it, struct staged *staged)
+/* 1: what it had on disk is gone. */
+static errint_t adopt_growth(struct recovery *it, struct staged *staged,
+                             const struct staged_record *record)
+{
+    struct store *store = it->store;
+    struct object_info object;
+    unsigned dir = 0;
+    if (!record->grown_file)
+        return 0;
+    if (record->grown_file > it->highest)
+        it->highest = record->grown_file;
+    bool objects = staged->committed && store_info(store, staged->object_number, &object) == 0 &&
+                   object.file == record->grown_file;
+    if (!objects)
+        return name_disk_file(&it->disk_files, record->grown_file, &dir)
+                   ? grow_adopt(store, staged, record, dir)
+                   : 1;
+    int fd = disk_find_file(&store->disk, record->grown_file, O_RDONLY, &dir);
+    if (fd < 0)
+        return 1;
+    close(fd);
+    errint_t error = grow_adopt(store, staged, record, dir);
+    disk_count(&store->disk, -(int64_t)staged->grown_bytes);
+    staged->grown.file = staged->grown_bytes = 0; /* the object's */
+    return error;
+}
+
+static errint_t adopt(struct recovery *it, struct staged *staged,
+                      const struct staged_record *record)
 {
     struct store *store = it->store;
     errint_t error = 0;
@@ -562,6 +592,9 @@ static errint_t adopt(struct recovery *it, struct staged *staged)
                                    store->passthrough ? O_RDONLY : O_RDWR);
     if (staged->data.fd < 0)
         return 1;
+    error = adopt_growth(it, staged, record);
+    if (error)
+        return error;
     struct staged *rival = staged->unlinked || staged->committed
                                ? NULL
                                : staged_at(store, staged->parent, staged->key);
@@ -585,14 +618,14 @@ static errint_t adopt(struct recovery *it, struct staged *staged)
 static errint_t each_record(void *argument, const struct staged_record *record, uint32_t slot)
 {
     struct recovery *it = argument;
-    struct staged *staged = from_record(record, slot);
+    struct staged *staged = from_record(it->store, record, slot);
     if (!staged)
         return -ENOMEM;
     if (record->number > it->highest)
         it->highest = record->number;
     if (record->file > it->highest)
         it->highest = record->file;
-    errint_t error = adopt(it, staged);
+    errint_t error = adopt(it, staged, record);
     if (error != 1) {
         if (error)
             staged_free(staged);
@@ -602,6 +635,7 @@ static errint_t each_record(void *argument, const struct staged_record *record, 
         mob_log_error("store: lost: %.*s, which was being written", staged->name_bytes,
                       staged->name);
     records_erase(&it->store->records, staged);
+    grow_end(it->store, staged);
     staged_free(staged);
     return 0;
 }

@@ -47,6 +47,9 @@ errint_t spill_open(struct store *store, struct mob_error *err)
     if (error)
         return error;
     spill_describe(store);
+    error = grow_open(store, err);
+    if (error)
+        return error;
     error = evictor_start(store);
     if (!error)
         error = fetcher_start(store);
@@ -95,6 +98,7 @@ void spill_close(struct store *store)
 {
     struct spill *spill = &store->spill;
     stop_threads(spill);
+    grow_close(store);
     drop_fetches(spill);
     while (spill->damages) {
         struct damage *damage = spill->damages;

@@ -22,6 +22,8 @@
 #include <stdint.h>
 
 #include "core/base/error.h"
+#include "core/store/growing.h"
+#include "core/store/hold.h"
 #include "core/store/spill_io.h"
 
 struct store;
@@ -61,6 +63,20 @@ struct damage {
     struct damage *next;
     uint64_t number;
     char sentence[];
+};
+
+/* Files that outgrow memory while they are written: staged_grow.c. */
+struct grow {
+    pthread_t thread;
+    bool runs;
+    struct growing_pipes *pipes; /* with passthrough */
+    struct growing_pipes *own_pipes;
+    struct growing_mover mover;   /* of the thread */
+    struct growing_mover writers; /* of those who write through the store */
+    pthread_mutex_t writers_lock; /* after a staged file's lock */
+    struct hold *hold;            /* NULL: writers can't be stopped here */
+    pthread_cond_t wake;          /* with spill->lock */
+    bool wanted;
 };
 
 struct spill {
@@ -112,8 +128,14 @@ bool spill_memory_is_plenty(struct store *store);
 /* Memory was taken, or may soon be: the evictor looks, in a moment at the latest. Any lock may be
  * held but spill->lock. */
 void spill_nudge(struct store *store);
+/* Of the memory budget, what its use is compared with. */
+#define SPILL_HIGH_WATERMARK 0.80
+#define SPILL_LOW_WATERMARK 0.70
+uint64_t spill_mark(const struct store *store, double share);
 /* Something on disk was freed: there may be room again. */
 void spill_room_came(struct store *store);
+/* The store is being closed. */
+bool spill_is_stopping(struct store *store);
 /* A large object is in memory from now on. */
 void spill_add(struct store *store, const struct object *object);
 /* Now, as struct object's `used` has it. */
@@ -124,6 +146,11 @@ MOB_MUST_CHECK errint_t spill_all(struct store *store);
 MOB_MUST_CHECK errint_t evictor_start(struct store *store);
 /* In a transaction: the object's record says that a copy is on disk. */
 MOB_MUST_CHECK errint_t object_note_on_disk(struct store *store, MDB_txn *txn, uint64_t number);
+
+/* --- staged_grow.c --- */
+
+/* Wakes its thread if files that are being written must give memory. */
+void grow_look(struct store *store);
 
 /* --- fetch.c --- */
 

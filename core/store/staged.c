@@ -59,6 +59,7 @@ struct staged *staged_new(const char *name, size_t name_bytes)
     }
     staged->name_bytes = (uint8_t)name_bytes;
     staged->data = (struct data_file){.fd = -1, .dir = DISK_NO_DIR};
+    staged->grown = staged->data;
     staged->slot = RECORD_SLOTS;
     staged->keeps_file = true;
     atomic_store(&staged->users, 1);
@@ -100,6 +101,7 @@ static void delete_xattrs(struct store *store, uint64_t number)
  * everything for the next server. */
 static void destroy(struct store *store, struct staged *staged)
 {
+    grow_end(store, staged);
     if (staged->gone) {
         watcher_forget(store, staged->number);
         if (staged->keeps_file) {
@@ -306,6 +308,8 @@ static void fill(struct staged *staged, const struct stat *known, struct staged_
         .root = staged->root,
         .closed = staged->closed,
         .file = staged->data.file,
+        .split = staged->split,
+        .moves = staged->write_only || !staged->store->passthrough,
         .on_disk = staged->data.dir != DISK_NO_DIR,
         .size = (uint64_t)known->st_size,
         .blocks = (uint64_t)known->st_blocks,
@@ -388,6 +392,7 @@ errint_t staged_create_for(struct store *store, uint64_t parent, const char *nam
     struct staged *staged = staged_new(name, name_bytes), *result = NULL;
     if (!staged)
         return -ENOMEM;
+    staged->store = store;
     staged->parent = parent;
     staged->mode = mode & 07777;
     staged->uid = uid;
@@ -441,12 +446,15 @@ errint_t staged_peek(struct store *store, uint64_t number, struct staged_info *o
     return 0;
 }
 
-void staged_mark_write_only(struct store *store, uint64_t number, bool alone)
+bool staged_mark_write_only(struct store *store, uint64_t number, bool alone)
 {
     cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
     struct staged *staged = find(store, number);
+    if (staged && staged->split && store->passthrough)
+        return false;
     if (staged)
         staged->write_only = alone;
+    return true;
 }
 
 static uint64_t *all_numbers(struct store *store, size_t *count)

@@ -34,6 +34,8 @@ struct staged_info {
     uint32_t opens;
     bool unlinked;
     bool on_disk;   /* its data file is in a spill directory */
+    bool split;     /* a part of it is */
+    bool moves;     /* a part of it may come there */
     bool closed;    /* every writer has closed it: staged_mark_closed() */
     bool committed; /* already an object (or job): only its handles are left */
 };
@@ -59,8 +61,10 @@ MOB_MUST_CHECK errint_t staged_info(struct store *store, uint64_t number, struct
 MOB_MUST_CHECK errint_t staged_peek(struct store *store, uint64_t number, struct staged_info *out);
 
 /* Nobody has the file open for reading (`alone`), as far as the mount knows; or somebody has again.
- * Without that its data file is checked for readers that map it before it serves another put. */
-void staged_mark_write_only(struct store *store, uint64_t number, bool alone);
+ * Without that its data file is checked for readers that map it before it serves another put, and
+ * does not move to disk. False: a part of it is on disk, so that the kernel can't read its data
+ * file by itself: staged_read() must. */
+bool staged_mark_write_only(struct store *store, uint64_t number, bool alone);
 
 /* Every staged file; after a restart, those the dead server left. */
 void staged_each(struct store *store, void (*each)(void *argument, const struct staged_info *info),
@@ -118,6 +122,11 @@ int staged_has_writers(struct store *store, uint64_t number);
 typedef void staged_unwritten(void *argument, uint64_t number);
 MOB_MUST_CHECK errint_t staged_when_unwritten(struct store *store, uint64_t number,
                                               staged_unwritten *callback, void *argument);
+
+/* After a close: of a file that has outgrown memory, moves what it can to disk now, so that the
+ * commit finds little left. Blocks for as long as writing it takes. -ENOSPC, -EIO. */
+MOB_MUST_CHECK errint_t staged_settle_growth(struct store *store, uint64_t number,
+                                             struct mob_error *err);
 
 /* Would staged_commit() succeed now: room for it, refs well-formed. For FLUSH, so that close
  * reports it. */

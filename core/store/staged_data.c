@@ -74,6 +74,24 @@ static errint_t check_budget(struct store *store, struct staged *staged, uint64_
     return is_allocated(staged->data.fd, offset, bytes) ? 0 : -ENOSPC;
 }
 
+/* The same; where that can be done, the file itself gives memory back first: what it wrote first
+ * goes to disk. */
+static errint_t make_budget(struct store *store, struct staged *staged, uint64_t offset,
+                            uint64_t bytes)
+{
+    uint64_t moved = staged->growing ? growing_moved(staged->growing) : 0;
+    errint_t error;
+    if (offset + bytes <= moved)
+        return 0;
+    while ((error = check_budget(store, staged, offset, bytes)) == -ENOSPC) {
+        if (grow_make_room(store, staged))
+            return -ENOSPC;
+        if (staged->growing && offset + bytes <= growing_moved(staged->growing))
+            return 0;
+    }
+    return error;
+}
+
 /* What may not be changed any more has been committed or has lost its file. */
 static struct staged *get_to_change(struct store *store, uint64_t number, errint_t *error)
 {
@@ -108,8 +126,11 @@ ssize_t staged_write(struct store *store, uint64_t number, const void *buffer, s
     struct staged *staged = get_to_change(store, number, &error);
     if (!staged)
         return error;
-    error = check_budget(store, staged, offset, bytes);
-    if (!error) {
+    error = make_budget(store, staged, offset, bytes);
+    if (!error && staged->growing) {
+        error = growing_write(staged->growing, buffer, bytes, offset);
+        staged->made_ns = 0;
+    } else if (!error) {
         int fd = writable_fd(store, staged, &opened);
         error = fd < 0 ? fd : mob_pwrite_full(fd, buffer, bytes, (off_t)offset);
         staged->made_ns = 0;
@@ -127,7 +148,9 @@ ssize_t staged_read(struct store *store, uint64_t number, void *buffer, size_t b
     struct staged *staged = staged_get(store, number);
     if (!staged)
         return -ENOENT;
-    ssize_t got = mob_pread_full(staged->data.fd, buffer, bytes, (off_t)offset);
+    pthread_mutex_lock(&staged->lock);
+    ssize_t got = staged_pread(staged, buffer, bytes, offset);
+    pthread_mutex_unlock(&staged->lock);
     staged_put(store, staged);
     return got;
 }
@@ -141,8 +164,10 @@ errint_t staged_truncate(struct store *store, uint64_t number, uint64_t size)
     struct staged *staged = get_to_change(store, number, &error);
     if (!staged)
         return error;
-    int fd = writable_fd(store, staged, &opened);
-    if (fd < 0)
+    int fd = staged->growing ? -1 : writable_fd(store, staged, &opened);
+    if (staged->growing)
+        error = growing_truncate(staged->growing, size);
+    else if (fd < 0)
         error = fd;
     else if (ftruncate(fd, (off_t)size) < 0)
         error = -errno;
@@ -167,9 +192,18 @@ errint_t staged_allocate(struct store *store, uint64_t number, int mode, uint64_
     if (!staged)
         return error;
     if (!(mode & FALLOC_FL_PUNCH_HOLE))
-        error = check_budget(store, staged, offset, bytes);
+        error = make_budget(store, staged, offset, bytes);
+    if (staged->growing && !(mode & FALLOC_FL_PUNCH_HOLE)) { /* what was moved has its room */
+        uint64_t moved = growing_moved(staged->growing), end = offset + bytes;
+        offset = offset > moved ? offset : moved < end ? moved : end;
+        bytes = end - offset;
+    }
     int fd = error ? error : writable_fd(store, staged, &opened);
-    if (fd < 0)
+    if (!error && staged->growing && mode & FALLOC_FL_PUNCH_HOLE)
+        error = growing_punch(staged->growing, offset, bytes);
+    else if (!error && !bytes)
+        error = 0;
+    else if (fd < 0)
         error = fd;
     else if (fallocate(fd, mode, (off_t)offset, (off_t)bytes) < 0)
         error = -errno;
@@ -235,7 +269,7 @@ errint_t staged_content_of(struct staged *staged, size_t limit, char **content, 
     cleanup_free char *buffer = malloc((size_t)info.st_size + 1);
     if (!buffer)
         return -ENOMEM;
-    ssize_t got = mob_pread_full(staged->data.fd, buffer, (size_t)info.st_size, 0);
+    ssize_t got = staged_pread(staged, buffer, (size_t)info.st_size, 0);
     if (got < 0)
         return (errint_t)got;
     buffer[got] = '\0';

@@ -114,6 +114,11 @@ errint_t records_write(struct staged_records *records, struct staged *staged)
                            (staged->committed ? RECORD_COMMITTED : 0) |
                            (staged->closed ? RECORD_CLOSED : 0)),
         .name_bytes = staged->name_bytes,
+        .grown_file = staged->split ? staged->grown.file : 0,
+        .grown_moved = staged->grown_state.moved,
+        .grown_intent = staged->grown_state.intent,
+        .grown_head_moved = staged->grown_state.head_moved,
+        .grown_torn = staged->grown_state.torn,
     };
     memcpy(record.id, staged->id.bytes, sizeof record.id);
     memcpy(record.name, staged->name, staged->name_bytes);

@@ -192,6 +192,7 @@ static struct store *new_store(const struct store_options *options)
     memcpy(store->owner, options->owner, sizeof store->owner);
     store->passthrough = options->passthrough;
     store->spare_target = options->spare_files ? options->spare_files : SPARE_DEFAULT;
+    store->grow.pipes = options->pipes;
     store->clock = options->clock ? *options->clock : mob_system_clock;
     store->hooks = options->hooks;
     store->hooks.object_changed = NULL;

@@ -43,6 +43,8 @@ struct store_hooks {
     void (*file_gone)(void *context, uint64_t file);
 };
 
+struct growing_pipes;
+
 struct store_options {
     const char *state_dir; /* LMDB in state_dir/meta; exists, belongs to the daemon */
     /* A tmpfs (or a folder of one), exists; data files are memory_dir/data/HEX. */
@@ -62,6 +64,10 @@ struct store_options {
      * Either way the blocks behind the pages are allocated before each transaction, so that a full
      * disk is -ENOSPC, never SIGBUS, and can be tidied. */
     bool map_writes;
+    /* Made by growing_pipes_open() in a process that outlives this one; with passthrough a file
+     * that is larger than memory survives this process only with them. NULL: the store makes its
+     * own. */
+    struct growing_pipes *pipes;
     unsigned spare_files;          /* empty data files kept ready for staged_create; 0 = default */
     const struct mob_clock *clock; /* NULL = system */
     struct store_hooks hooks;

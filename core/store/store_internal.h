@@ -27,6 +27,7 @@
 #include "core/base/log.h"
 #include "core/base/util.h"
 #include "core/store/disk.h"
+#include "core/store/growing.h"
 #include "core/store/hash.h"
 #include "core/store/meta.h"
 #include "core/store/names.h"
@@ -149,6 +150,8 @@ void table_walk(struct table *table, uint64_t *cursor,
 
 /* --- staged files --- */
 
+struct staged_record;
+
 struct data_file {
     uint64_t file;
     int fd;
@@ -156,6 +159,7 @@ struct data_file {
 };
 
 struct staged {
+    struct store *store;
     struct hash_node by_number, by_name;
     struct staged *next_gone;
     atomic_uint users; /* the table's one and one a call that works with it */
@@ -173,6 +177,8 @@ struct staged {
     bool unlinked, committed, gone;
     bool closed;     /* as staged_mark_closed() says */
     bool write_only; /* as staged_mark_write_only() says */
+    bool split;      /* a part of it is on disk, though it began in memory: see staged_grow.c */
+    struct growing_state grown_state; /* as its record has it */
     mode_t mode;
     uid_t uid;
     gid_t gid;
@@ -181,6 +187,11 @@ struct staged {
     uint64_t version;
     struct mob_id id; /* what it has become */
     uint64_t object_number;
+
+    /* Under lock; set once. */
+    struct growing *growing; /* NULL: all of it is in `data` */
+    struct data_file grown;  /* where its older part goes; the object's file in the end */
+    uint64_t grown_bytes;    /* what `grown` is counted as */
 
     /* Under lock. */
     bool keeps_file; /* the data file belongs to it and goes with it; false: the object has it */
@@ -229,6 +240,25 @@ void staged_uncharge(struct store *store, struct staged *staged); /* it takes no
 void staged_finish_gone(struct store *store);
 void staged_set_info(const struct staged *staged, struct name_info *out);
 
+/* --- staged_grow.c: files that outgrow memory --- */
+
+/* Ready for growing_resume() and all else. After recovery, before the threads start. */
+MOB_MUST_CHECK errint_t grow_open(struct store *store, struct mob_error *err);
+void grow_close(struct store *store);
+/* Lock held: moves what it can of the file to disk to make room, in the calling thread; without
+ * passthrough only. 0: there is more room than before. */
+MOB_MUST_CHECK errint_t grow_make_room(struct store *store, struct staged *staged);
+/* Lock held, nobody writes: all of it goes to `grown`. -ENOSPC, -EIO with a sentence. */
+MOB_MUST_CHECK errint_t grow_assemble(struct store *store, struct staged *staged,
+                                      struct mob_error *err);
+/* Recovery: takes up what the record says. 1: its part on disk is gone. */
+MOB_MUST_CHECK errint_t grow_adopt(struct store *store, struct staged *staged,
+                                   const struct staged_record *record, unsigned dir);
+/* It ends; what it had on disk is removed unless it is the object's by now. */
+void grow_end(struct store *store, struct staged *staged);
+/* Reads its bytes, wherever they are. */
+ssize_t staged_pread(struct staged *staged, void *buffer, size_t bytes, uint64_t offset);
+
 /* --- staged_record.c: the file of records, mapped shared --- */
 
 enum { RECORD_UNLINKED = 1, RECORD_COMMITTED = 2, RECORD_CLOSED = 4 };
@@ -243,7 +273,9 @@ struct staged_record {
     uint8_t id[MOB_ID_BYTES];
     uint8_t zero2[4];
     char name[256];
-    uint8_t rest[144];
+    uint64_t grown_file, grown_moved, grown_intent; /* staged_grow.c */
+    uint8_t grown_head_moved, grown_torn;
+    uint8_t rest[118];
 };
 _Static_assert(sizeof(struct staged_record) == 512, "slots are 512 bytes");
 
@@ -482,6 +514,7 @@ struct store {
     struct watcher watcher;
     struct disk disk;
     struct spill spill;
+    struct grow grow;
     bool memory_is_own; /* memory_dir is a filesystem of its own: it counts what it holds */
 
     pthread_mutex_t dead_lock;

@@ -1,0 +1,373 @@
+/* Staged files that outgrow memory: their older part goes to disk while they are written.
+ *
+ * A file begins in memory while there is plenty (staged.c: begins_on_disk()). When memory is short
+ * although all that could be evicted was, the part that was written first moves to a file on disk
+ * (growing.h), which in the end has all of it and becomes the object's. With passthrough a thread
+ * does it, and stops the writers (hold.h) while they are faster than the disk; without, whoever
+ * writes does it itself, and so is slowed to what the disk takes.
+ *
+ * Only a file that nobody has open for reading can be moved: the kernel would read holes. Who opens
+ * it later reads through us. */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "core/store/store_internal.h"
+
+/* Of the memory budget: from where on files move, and writers are stopped. */
+#define MOVE_MARK 0.85
+#define HOLD_MARK 0.90
+enum { SLICE_UNITS = 16, LEAST_UNITS = 4, HELD_FILES = 4 };
+
+/* --- one file --- */
+
+static errint_t note(void *argument, const struct growing_state *state)
+{
+    struct staged *staged = argument;
+    struct store *store = staged->store;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
+    struct growing_state old = staged->grown_state;
+    staged->grown_state = *state;
+    errint_t error = staged->gone ? 0 : records_write(&store->records, staged);
+    if (error)
+        staged->grown_state = old;
+    return error;
+}
+
+static errint_t init(struct store *store, struct staged *staged, const struct growing_state *state)
+{
+    struct growing *growing = malloc(sizeof *growing);
+    if (!growing)
+        return -ENOMEM;
+    errint_t error = growing_init(growing, staged->data.fd, staged->grown.fd, !store->passthrough,
+                                  state, note, staged);
+    if (error)
+        free(growing);
+    else
+        staged->growing = growing;
+    return error;
+}
+
+/* False: somebody reads it, or its time is over. From now on who opens it is told. */
+static bool mark_split(struct store *store, struct staged *staged)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
+    if (staged->committed || staged->gone || (store->passthrough && !staged->write_only))
+        return false;
+    staged->split = true;
+    return true;
+}
+
+static void unmark_split(struct store *store, struct staged *staged)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
+    staged->split = false;
+}
+
+/* Its lock is held. */
+static errint_t start(struct store *store, struct staged *staged)
+{
+    unsigned dir = DISK_NO_DIR;
+    if (staged->growing)
+        return 0;
+    if (!mark_split(store, staged))
+        return -EBUSY;
+    errint_t error = store_new_number(store, &staged->grown.file);
+    if (!error) {
+        int fd = disk_make_file(&store->disk, staged->grown.file, GROWING_UNIT_BYTES, O_RDWR, &dir);
+        error = fd < 0 ? fd : 0;
+        staged->grown.fd = fd < 0 ? -1 : fd;
+        staged->grown.dir = (uint8_t)dir;
+    }
+    if (!error)
+        error = init(store, staged, NULL);
+    if (!error)
+        return 0;
+    if (staged->grown.fd >= 0) {
+        mob_cleanup_fd(&staged->grown.fd);
+        disk_remove_file(&store->disk, dir, staged->grown.file, 0);
+    }
+    staged->grown.file = 0;
+    unmark_split(store, staged);
+    return error;
+}
+
+static void count(struct store *store, struct staged *staged)
+{
+    uint64_t moved = growing_moved(staged->growing);
+    disk_count(&store->disk, (int64_t)(moved - staged->grown_bytes));
+    atomic_fetch_add(&store->spill.spilled_bytes,
+                     moved > staged->grown_bytes ? moved - staged->grown_bytes : 0);
+    staged->grown_bytes = moved;
+    staged_settle(store, staged);
+}
+
+static errint_t move(struct store *store, struct staged *staged, struct growing_mover *mover,
+                     uint64_t units)
+{
+    struct mob_error err = {0};
+    if (disk_room(&store->disk) < units * GROWING_UNIT_BYTES)
+        return -ENOSPC;
+    errint_t error = start(store, staged);
+    if (error)
+        return error;
+    uint64_t before = growing_moved(staged->growing);
+    uint64_t begin = before ? before : store->passthrough ? GROWING_UNIT_BYTES : 0;
+    error = growing_move(staged->growing, mover, begin + units * GROWING_UNIT_BYTES, &err);
+    count(store, staged);
+    if (error && error != -ECANCELED)
+        mob_log_warning("store: %s", err.message);
+    return error ? error : growing_moved(staged->growing) > before ? 0 : -EAGAIN;
+}
+
+errint_t grow_make_room(struct store *store, struct staged *staged)
+{
+    struct mob_error err = {0};
+    struct grow *grow = &store->grow;
+    if (!store->disk.count || store->passthrough || staged->data.dir != DISK_NO_DIR)
+        return -ENOSPC;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->writers_lock);
+    errint_t error = move(store, staged, &grow->writers, SLICE_UNITS);
+    /* Nothing to move but what it is at: then that, too. */
+    if (error == -EAGAIN) {
+        error = growing_assemble(staged->growing, &grow->writers, &err);
+        count(store, staged);
+    }
+    return error;
+}
+
+errint_t staged_settle_growth(struct store *store, uint64_t number, struct mob_error *err)
+{
+    struct grow *grow = &store->grow;
+    struct staged *staged = staged_get(store, number);
+    errint_t error = 0;
+    if (!staged)
+        return 0;
+    pthread_mutex_lock(&staged->lock);
+    if (staged->growing && !staged->committed) {
+        cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->writers_lock);
+        grow->mover.hold = NULL;
+        error = growing_move(staged->growing, store->passthrough ? &grow->mover : &grow->writers,
+                             UINT64_MAX, err);
+        count(store, staged);
+    }
+    pthread_mutex_unlock(&staged->lock);
+    staged_put(store, staged);
+    objects_settle(store);
+    return error;
+}
+
+errint_t grow_assemble(struct store *store, struct staged *staged, struct mob_error *err)
+{
+    struct grow *grow = &store->grow;
+    /* The pipes are those of the thread, which waits for this lock if it wants this file; another
+     * file's move must not be under way. */
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->writers_lock);
+    struct growing_mover *mover = store->passthrough ? &grow->mover : &grow->writers;
+    errint_t error = growing_assemble(staged->growing, mover, err);
+    count(store, staged);
+    return error;
+}
+
+ssize_t staged_pread(struct staged *staged, void *buffer, size_t bytes, uint64_t offset)
+{
+    return staged->growing ? growing_read(staged->growing, buffer, bytes, offset)
+                           : mob_pread_full(staged->data.fd, buffer, bytes, (off_t)offset);
+}
+
+void grow_end(struct store *store, struct staged *staged)
+{
+    if (staged->growing) {
+        growing_destroy(staged->growing);
+        free(staged->growing);
+        staged->growing = NULL;
+    }
+    mob_cleanup_fd(&staged->grown.fd);
+    if (!staged->grown.file || !staged->gone)
+        return;
+    disk_remove_file(&store->disk, staged->grown.dir, staged->grown.file, staged->grown_bytes);
+    staged->grown.file = 0;
+    spill_room_came(store);
+}
+
+errint_t grow_adopt(struct store *store, struct staged *staged, const struct staged_record *record,
+                    unsigned dir)
+{
+    struct growing_state state = {.moved = record->grown_moved,
+                                  .intent = record->grown_intent,
+                                  .head_moved = record->grown_head_moved,
+                                  .torn = record->grown_torn};
+    staged->store = store;
+    staged->grown = (struct data_file){record->grown_file, -1, (uint8_t)dir};
+    staged->grown.fd = disk_open_file(&store->disk, dir, record->grown_file, O_RDWR);
+    if (staged->grown.fd < 0)
+        return 1;
+    staged->split = true;
+    staged->write_only = true;
+    staged->grown_state = state;
+    errint_t error = init(store, staged, &state);
+    if (error)
+        return error == -EINVAL ? 1 : error; /* it says what can't be */
+    staged->grown_bytes = growing_moved(staged->growing);
+    disk_count(&store->disk, (int64_t)staged->grown_bytes);
+    return 0;
+}
+
+/* --- the thread --- */
+
+struct largest {
+    struct store *store;
+    uint64_t number, blocks;
+};
+
+static void look_at(void *argument, const struct staged_info *info)
+{
+    struct largest *largest = argument;
+    if (info->on_disk || info->committed || info->blocks <= largest->blocks ||
+        !(info->split || info->moves))
+        return;
+    largest->number = info->number;
+    largest->blocks = info->blocks;
+}
+
+/* False: no file can give anything. */
+static bool move_largest(struct store *store)
+{
+    struct grow *grow = &store->grow;
+    struct largest largest = {.store = store,
+                              .blocks = (uint64_t)LEAST_UNITS * GROWING_UNIT_BYTES / 512};
+    staged_each(store, look_at, &largest);
+    struct staged *staged = largest.number ? staged_get(store, largest.number) : NULL;
+    if (!staged)
+        return false;
+    pthread_mutex_lock(&staged->lock);
+    pthread_mutex_lock(&grow->writers_lock);
+    grow->mover.hold = spill_memory_used(store) > spill_mark(store, HOLD_MARK) ? grow->hold : NULL;
+    errint_t error = staged->committed ? -EBUSY : move(store, staged, &grow->mover, SLICE_UNITS);
+    pthread_mutex_unlock(&grow->writers_lock);
+    pthread_mutex_unlock(&staged->lock);
+    staged_put(store, staged);
+    objects_settle(store);
+    return !error;
+}
+
+static void *grow_main(void *argument)
+{
+    struct store *store = argument;
+    struct spill *spill = &store->spill;
+    struct grow *grow = &store->grow;
+    pthread_mutex_lock(&spill->lock);
+    while (!spill->stop) {
+        if (!grow->wanted) {
+            pthread_cond_wait(&grow->wake, &spill->lock);
+            continue;
+        }
+        grow->wanted = false;
+        bool stop = spill->stop;
+        pthread_mutex_unlock(&spill->lock);
+        while (!stop && spill_memory_used(store) > spill_mark(store, SPILL_HIGH_WATERMARK) &&
+               move_largest(store))
+            stop = spill_is_stopping(store);
+        pthread_mutex_lock(&spill->lock);
+    }
+    pthread_mutex_unlock(&spill->lock);
+    return NULL;
+}
+
+void grow_look(struct store *store)
+{
+    struct spill *spill = &store->spill;
+    if (!store->grow.runs || spill_memory_used(store) <= spill_mark(store, MOVE_MARK))
+        return;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+    store->grow.wanted = true;
+    pthread_cond_signal(&store->grow.wake);
+}
+
+/* --- beginning and end --- */
+
+static void resume_one(void *argument, const struct staged_info *info)
+{
+    struct store *store = argument;
+    struct staged *staged = info->split ? staged_get(store, info->number) : NULL;
+    struct mob_error err = {0};
+    if (!staged)
+        return;
+    pthread_mutex_lock(&staged->lock);
+    struct growing_mover *mover = store->passthrough ? &store->grow.mover : &store->grow.writers;
+    if (staged->growing && growing_resume(staged->growing, mover, &err))
+        mob_log_error("store: %s: %s", staged->name, err.message);
+    pthread_mutex_unlock(&staged->lock);
+    staged_put(store, staged);
+}
+
+static errint_t open_pipes(struct store *store, struct mob_error *err)
+{
+    struct grow *grow = &store->grow;
+    if (grow->pipes)
+        return 0;
+    grow->own_pipes = malloc(sizeof *grow->own_pipes);
+    if (!grow->own_pipes)
+        return mob_error_set(err, -ENOMEM, "no memory");
+    errint_t error = growing_pipes_open(grow->own_pipes, err);
+    if (error) {
+        free(grow->own_pipes);
+        grow->own_pipes = NULL;
+        return error;
+    }
+    grow->pipes = grow->own_pipes;
+    return 0;
+}
+
+errint_t grow_open(struct store *store, struct mob_error *err)
+{
+    struct grow *grow = &store->grow;
+    struct mob_error why = {0};
+    pthread_cond_init(&grow->wake, NULL);
+    pthread_mutex_init(&grow->writers_lock, NULL);
+    errint_t error = growing_mover_open(&grow->writers, NULL);
+    if (error)
+        return mob_error_set(err, error, "files can't be moved to disk: %s", strerror(-error));
+    bool can_move = store->passthrough && open_pipes(store, &why) == 0;
+    if (store->passthrough && !can_move)
+        mob_log_warning("store: a file that outgrows memory gets ENOSPC: %s", why.message);
+    if (can_move && hold_open(&grow->hold, HELD_FILES, &why))
+        mob_log_warning("store: writers can't be stopped when memory is short: %s", why.message);
+    if (can_move)
+        error = growing_mover_open(&grow->mover, grow->pipes);
+    if (error)
+        return mob_error_set(err, error, "files can't be moved to disk: %s", strerror(-error));
+    staged_each(store, resume_one, store);
+    if (!can_move)
+        return 0;
+    error = -pthread_create(&grow->thread, NULL, grow_main, store);
+    grow->runs = !error;
+    if (error)
+        return mob_error_set(err, error, "files can't be moved to disk: %s", strerror(-error));
+    pthread_setname_np(grow->thread, "mover");
+    return 0;
+}
+
+void grow_close(struct store *store)
+{
+    struct grow *grow = &store->grow;
+    if (grow->runs) {
+        atomic_store(&grow->mover.cancelled, true);
+        pthread_mutex_lock(&store->spill.lock);
+        pthread_cond_signal(&grow->wake);
+        pthread_mutex_unlock(&store->spill.lock);
+        pthread_join(grow->thread, NULL);
+        grow->runs = false;
+    }
+    if (grow->mover.buffer)
+        growing_mover_close(&grow->mover);
+    if (grow->writers.buffer)
+        growing_mover_close(&grow->writers);
+    hold_close(grow->hold);
+    grow->hold = NULL;
+    if (grow->own_pipes) {
+        growing_pipes_close(grow->own_pipes);
+        free(grow->own_pipes);
+        grow->own_pipes = NULL;
+    }
+}
