@@ -14,7 +14,10 @@ static errint_t count_open(struct fs *fs, const struct staged_info *info, bool w
 {
     uint64_t number = info->number;
     cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);
-    struct state *state = state_get(fs->staging, number, true);
+    struct state *state;
+    /* The kernel looks the name up but once more: then it must be a link. */
+    while ((state = state_get(fs->staging, number, true)) && !fresh && state->finishing)
+        pthread_cond_wait(&fs->staging->changed, &fs->staging->mutex);
     if (!state)
         return -ENOMEM;
     if (!fresh && (state->finishing || state->finished))
@@ -58,8 +61,10 @@ static errint_t open_handle(fuse_req_t request, const struct staged_info *info, 
     struct fs *fs = fs_of(request);
     bool existed, writes = (flags & O_ACCMODE) != O_RDONLY;
     errint_t error = count_open(fs, info, writes, kind == OPEN_FRESH);
-    if (error)
+    if (error) {
+        staged_closed(fs->store, info->number);
         return error;
+    }
     error = handles_new(fs->handles, transport_current_unique(), transport_current_is_resent(),
                         node_id(NODE_STAGED, 0, info->number), writes ? HANDLE_WRITE : 0,
                         (uint32_t)fuse_req_ctx(request)->pid, handle, fh, &existed);

@@ -12,6 +12,7 @@ static const char help[] =
     "Status 0: usable (warnings are about speed or limits); 69: not.\n"
     "\n"
     "      --state DIR    the state directory to look at (default: that of 'mobula up')\n"
+    "      --mount DIR    the mount to look at (default: all)\n"
     "      --json         print JSON\n"
     "\n"
     "Example:\n"
@@ -52,14 +53,17 @@ static int run(struct cli *cli, int argc, char **argv)
     char state[PATH_MAX];
     cli_default_state("node", state);
     struct doctor doctor = {.cli = cli, .state = state};
-    while (cli_getopt(cli, argc, argv, "", longs) != -1)
+    while (cli_getopt(cli, argc, argv, "", longs) != -1) {
         doctor.state = optarg;
+        doctor.state_given = true;
+    }
     if (argc > optind)
         cli_usage(cli, "unexpected argument '%s'", argv[optind]);
     if (cli->json)
         doctor.findings = json_array();
     doctor_check_kernel(&doctor);
     doctor_check_machine(&doctor);
+    doctor_check_spill(&doctor);
     if (cli->json)
         cli_print_json(
             json_pack("{s:b, s:o}", "usable", !doctor.failed, "checks", doctor.findings));

@@ -5,6 +5,7 @@
 #include <limits.h>
 
 #include "tools/cli_common.h"
+#include "tools/spill_place.h"
 
 enum doctor_verdict { DOCTOR_OK, DOCTOR_WARN, DOCTOR_FAIL };
 
@@ -14,6 +15,9 @@ struct doctor {
     json_t *findings;  /* with --json */
     bool failed;
     unsigned warnings;
+    bool state_given; /* by --state */
+    /* Spill directories that were looked at, so that each gives one finding; the first few. */
+    char *spill_places[4 * SPILL_PLACES_LIMIT];
 };
 
 /* Adds and prints one finding. `mend` is NULL or a sentence. */
@@ -29,5 +33,8 @@ bool doctor_is_admin(void);
 void doctor_check_kernel(struct doctor *doctor);
 /* The machine's: memory, limits, disk, programs, mounts. */
 void doctor_check_machine(struct doctor *doctor);
+/* Spilling: the directories that `mobula up` would use now, and those of each mount that answers,
+ * with how it spills. */
+void doctor_check_spill(struct doctor *doctor);
 
 #endif

@@ -10,6 +10,7 @@
 #include <sys/vfs.h>
 
 #include "tools/cli_daemon.h"
+#include "tools/spill_place.h"
 
 #define MIB (UINT64_C(1) << 20)
 #define GIB (UINT64_C(1) << 30)
@@ -180,42 +181,24 @@ static void check_idle_cpus(struct doctor *doctor)
 
 /* --- disk --- */
 
-/* The directory itself, or the nearest one above that is there. */
-static void nearest_directory(const char *path, char out[PATH_MAX])
-{
-    snprintf(out, PATH_MAX, "%s", path);
-    while (access(out, F_OK)) {
-        char *slash = strrchr(out, '/');
-        if (!slash) {
-            snprintf(out, PATH_MAX, ".");
-            return;
-        }
-        slash[slash == out] = '\0';
-        if (slash == out)
-            return;
-    }
-}
-
 static void check_state(struct doctor *doctor)
 {
     char place[PATH_MAX], available[32];
     struct statvfs disk;
-    struct statfs type;
-    nearest_directory(doctor->state, place);
+    spill_place_nearest(doctor->state, place);
     if (access(place, W_OK | X_OK)) {
         doctor_find(doctor, "state", DOCTOR_FAIL, "choose another with --state", "%s: %s: %s",
                     doctor->state, place, strerror(errno));
         return;
     }
-    if (statvfs(place, &disk) || statfs(place, &type))
+    if (statvfs(place, &disk))
         return;
     uint64_t bytes = (uint64_t)disk.f_bavail * disk.f_frsize;
-    bool in_memory = (uint64_t)type.f_type == TMPFS_MAGIC || (uint64_t)type.f_type == RAMFS_MAGIC;
     mob_format_size(bytes, available);
     if (bytes < 16 * MIB)
         doctor_find(doctor, "state", DOCTOR_FAIL, "make room, or choose another with --state",
                     "%s: only %s free on its disk", doctor->state, available);
-    else if (in_memory)
+    else if (spill_place_is_in_memory(place))
         doctor_find(doctor, "state", DOCTOR_WARN, "choose a directory on a disk with --state",
                     "%s is in memory: nothing survives a reboot", doctor->state);
     else
@@ -255,5 +238,8 @@ void doctor_check_machine(struct doctor *doctor)
     check_files(doctor);
     check_idle_cpus(doctor);
     check_state(doctor);
-    cli_mount_each(check_mount, doctor);
+    if (doctor->cli->mount_option)
+        check_mount(doctor, doctor->cli->mount_option);
+    else
+        cli_mount_each(check_mount, doctor);
 }

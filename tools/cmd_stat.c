@@ -105,6 +105,7 @@ static json_t *describe_object(const struct cli_mount *mount, const struct cli_t
     set_text(object, "state", state);
     json_object_set_new(object, "size", json_integer(st->st_size));
     set_xattr_text(mount, &target->id, object, "tier");
+    set_xattr_text(mount, &target->id, object, "place");
     set_inode(object, st);
     set_xattr_text(mount, &target->id, object, "owner");
     set_xattr_text(mount, &target->id, object, "nodes");

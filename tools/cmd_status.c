@@ -7,7 +7,7 @@
 
 static const char help[] =
     "Usage: mobula status [MNT] [--json]\n"
-    "Show the node behind a mount: its state, memory, objects, jobs and processes.\n"
+    "Show the node behind a mount: its state, memory, disk, objects, jobs and processes.\n"
     "\n"
     "      --json         print JSON, with everything\n"
     "      --mount DIR    the same as MNT\n"
@@ -101,14 +101,46 @@ static void print_memory(const json_t *memory)
     printf(", inline %s\n", mob_format_size((uint64_t)number(memory, "inline_bytes"), used));
 }
 
+/* A daemon without the spill tier says nothing of it. */
+static void print_disk(const json_t *memory)
+{
+    const char *io = json_string_value(json_object_get(memory, "spill_io"));
+    json_int_t budget_bytes = number(memory, "disk_budget_bytes"),
+               errors = number(memory, "spill_errors"), damaged = number(memory, "damaged_objects");
+    char used[32], other[32];
+    if (!io)
+        return;
+    if (!strcmp(io, "none")) {
+        printf("disk       no spilling\n");
+        return;
+    }
+    printf("disk       %s", mob_format_size((uint64_t)number(memory, "disk_used_bytes"), used));
+    if (budget_bytes > 0)
+        printf(" of %s", mob_format_size((uint64_t)budget_bytes, other));
+    printf(" used, %s free", mob_format_size((uint64_t)number(memory, "disk_free_bytes"), other));
+    if (number(memory, "spilling_bytes") > 0)
+        printf(", %s pending", mob_format_size((uint64_t)number(memory, "spilling_bytes"), other));
+    printf(" (spilled %s, restored %s; %s)\n",
+           mob_format_size((uint64_t)number(memory, "spilled_bytes"), used),
+           mob_format_size((uint64_t)number(memory, "restored_bytes"), other), io);
+    if (errors > 0 || damaged > 0)
+        printf("           %lld errors while spilling, %lld damaged objects: see the log\n",
+               (long long)errors, (long long)damaged);
+}
+
 static void print_objects(const json_t *objects)
 {
-    static const char *const parts[] = {"inline", "memory", "pending", "failed"};
+    static const char *const parts[] = {"inline", "memory", "disk", "pending", "failed"};
+    const char *before = " (";
     char size[32];
     printf("objects    %lld ready, %s", (long long)number(objects, "ready"),
            mob_format_size((uint64_t)number(objects, "bytes"), size));
-    for (size_t i = 0; i < MOB_ARRAY_LENGTH(parts); i++)
-        printf("%s%lld %s", i ? ", " : " (", (long long)number(objects, parts[i]), parts[i]);
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(parts); i++) {
+        if (!json_object_get(objects, parts[i]))
+            continue; /* a daemon without the spill tier has no "disk" */
+        printf("%s%lld %s", before, (long long)number(objects, parts[i]), parts[i]);
+        before = ", ";
+    }
     printf("); %lld names, %lld being written\n", (long long)number(objects, "names"),
            (long long)number(objects, "staged"));
 }
@@ -157,6 +189,7 @@ static void print_status(const char *mount_path, json_t *status)
         printf("%snode       %s (%s), %s\n", place ? "\n" : "", text_of(node, "name"),
                text_of(node, "node"), text_of(node, "state"));
         print_memory(json_object_get(node, "memory"));
+        print_disk(json_object_get(node, "memory"));
         print_objects(json_object_get(node, "objects"));
         print_jobs(json_object_get(node, "jobs"));
         print_daemon(json_object_get(node, "daemon"));

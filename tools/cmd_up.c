@@ -1,6 +1,7 @@
 /* mobula up: mounts a store by starting mobulad, and returns when it answers. */
 #include "tools/cli_daemon.h"
 #include "tools/cmd_up_options.h"
+#include "tools/cmd_up_places.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -8,7 +9,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
-#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -20,6 +20,11 @@ static const char help[] =
     "      --state DIR        where it keeps what must survive (default: /var/lib/mobula/N, or\n"
     "                         ~/.local/state/mobula/N)\n"
     "      --memory SIZE      for objects: 8G, 512M or 30% (default 30%)\n"
+    "      --spill DIR        where objects go when memory is full; up to 8 times, striped over "
+    "all\n"
+    "                         (default: spill in the state directory); 'none': nowhere\n"
+    "      --disk SIZE        for them: 40G, or 30% of the disk (default: what it has free, less\n"
+    "                         a reserve)\n"
     "      --cpus N           what jobs may use at once (default: all)\n"
     "      --transport KIND   auto, io_uring or device (default auto)\n"
     "      --no-passthrough   serve all reads and writes by the daemon\n"
@@ -157,64 +162,9 @@ static int check_directory(const struct cli *cli, const char *given, char path[P
     return EX_OK;
 }
 
-/* An ordinary user's objects lie in /dev/shm, which containers keep small. */
-static int check_memory(const struct cli *cli, const struct up_options *options)
-{
-    enum { CONTAINER_DEFAULT_BYTES = 64 << 20 };
-    struct statvfs shm;
-    if (geteuid() == 0 || statvfs("/dev/shm", &shm))
-        return EX_OK;
-    uint64_t size = (uint64_t)shm.f_blocks * shm.f_frsize, wanted = 0;
-    uint64_t whole = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-    char have[32], want[32];
-    if (options->memory && !mob_parse_size(options->memory, whole, &wanted, NULL) && wanted > size)
-        return cli_fail(cli, EX_CONFIG,
-                        "--memory: %s, but /dev/shm has only %s: make it larger (docker run "
-                        "--shm-size=%s; mount -o remount,size=%s /dev/shm) or ask for less",
-                        mob_format_size(wanted, want), mob_format_size(size, have), options->memory,
-                        options->memory);
-    if (!options->memory && size <= CONTAINER_DEFAULT_BYTES)
-        cli_note(cli,
-                 "warning: /dev/shm has only %s, a container's default: docker run "
-                 "--shm-size=4g gives more",
-                 mob_format_size(size, have));
-    return EX_OK;
-}
-
-static int make_state(const struct cli *cli, struct up_options *options, const char *mount_path)
-{
-    char parent[PATH_MAX], real[PATH_MAX];
-    snprintf(parent, sizeof parent, "%s", options->state);
-    char *slash = strrchr(parent, '/');
-    if (slash && slash > parent) {
-        *slash = '\0';
-        errint_t made = mob_make_directories(parent, 0755);
-        if (made)
-            return cli_fail(cli, EX_CANTCREAT, "--state: %s: %s", parent, cli_errno_text(made));
-    }
-    bool was_there = !access(options->state, F_OK);
-    errint_t error = mob_make_directories(options->state, 0700);
-    if (error)
-        return cli_fail(cli, EX_CANTCREAT, "--state: %s: %s", options->state,
-                        cli_errno_text(error));
-    if (!realpath(options->state, real))
-        return cli_fail(cli, EX_CANTCREAT, "--state: %s: %s", options->state, strerror(errno));
-    if (access(real, W_OK | X_OK))
-        return cli_fail(cli, EX_NOPERM, "--state: %s: %s", real, strerror(errno));
-    size_t length = strlen(mount_path);
-    if (!strncmp(real, mount_path, length) && (!real[length] || real[length] == '/')) {
-        if (!was_there)
-            rmdir(real);
-        cli_usage(cli, "--state: %s lies in the directory that is mounted over", real);
-    }
-    free(options->state);
-    options->state = strdup(real);
-    return options->state ? EX_OK : cli_fail(cli, EX_OSERR, "no memory");
-}
-
 /* --- starting --- */
 
-enum { ARGUMENTS = 24 };
+enum { ARGUMENTS = 26 + 2 * SPILL_PLACES_LIMIT };
 
 static bool is_on(const char *word)
 {
@@ -232,6 +182,7 @@ static void make_arguments(const struct up_options *options, const char *program
     } pairs[] = {{"--name", options->name},
                  {"--state", options->state},
                  {"--memory", options->memory},
+                 {"--disk", options->disk},
                  {"--cpus", options->cpus},
                  {"--transport", options->transport},
                  {"--log", log},
@@ -244,6 +195,10 @@ static void make_arguments(const struct up_options *options, const char *program
             out[count++] = pairs[i].option;
             out[count++] = pairs[i].value;
         }
+    for (size_t i = 0; options->spills[i]; i++) {
+        out[count++] = "--spill";
+        out[count++] = options->spills[i];
+    }
     if (is_on(options->no_passthrough))
         out[count++] = "--no-passthrough";
     if (is_on(options->no_idle_polling))
@@ -398,7 +353,7 @@ static int explain_refusal(const struct start *start, const char *sentence)
 
 static int conclude(struct start *start)
 {
-    char line[600], path[PATH_MAX];
+    char line[600], path[PATH_MAX + 16];
     wait_ready(start, line, sizeof line);
     int status;
     if (!strcmp(line, "ok")) {
@@ -461,9 +416,11 @@ static int up(const struct cli *cli, const char *given, struct up_options *optio
         return cli_fail(cli, error == -EOPNOTSUPP ? EX_UNAVAILABLE : EX_CONFIG, "%s", err.message);
     int status = check_directory(cli, given, mount_path);
     if (!status)
-        status = check_memory(cli, options);
+        status = up_check_memory(cli, options);
     if (!status)
-        status = make_state(cli, options, mount_path);
+        status = up_make_state(cli, options, mount_path);
+    if (!status)
+        status = up_make_spills(cli, options, mount_path);
     if (status)
         return status;
     if (!cli_daemon_program(program))

@@ -45,6 +45,13 @@ static errint_t check_memory(const char *value, struct mob_error *err)
     return error;
 }
 
+/* What "%" is of is only known once there are directories; then mobulad looks again. */
+static errint_t check_disk(const char *value, struct mob_error *err)
+{
+    uint64_t bytes;
+    return spill_disk_parse(value, UINT64_C(1) << 40, &bytes, err);
+}
+
 static errint_t check_cpus(const char *value, struct mob_error *err)
 {
     char *end;
@@ -88,9 +95,31 @@ static const struct known_option known_options[] = {
     {"no-passthrough", offsetof(struct up_options, no_passthrough), check_switch},
     {"no-idle-polling", offsetof(struct up_options, no_idle_polling), check_switch},
     {"log", offsetof(struct up_options, log), check_path},
+    {"disk", offsetof(struct up_options, disk), check_disk},
 };
 
-static const char *const not_yet[] = {"spill", "disk", "resource", "cluster", "listen"};
+static const char *const not_yet[] = {"resource", "cluster", "listen"};
+
+/* Directories add up: objects are striped over all. */
+static errint_t add_spill(struct up_options *options, const char *value, struct mob_error *err)
+{
+    size_t count = 0;
+    if (!*value)
+        return mob_error_set(err, -EINVAL, "expected a directory, or 'none'");
+    if (options->spills_closed)
+        return 0;
+    while (options->spills[count])
+        count++;
+    if (count &&
+        (!strcmp(value, SPILL_PLACE_NONE) || !strcmp(options->spills[0], SPILL_PLACE_NONE)))
+        return mob_error_set(err, -EINVAL,
+                             "'none' turns spilling off, so no directory can stand beside it");
+    if (count == SPILL_PLACES_LIMIT)
+        return mob_error_set(err, -EINVAL, "'%s' is one too many: expected up to %d directories",
+                             value, SPILL_PLACES_LIMIT);
+    options->spills[count] = strdup(value);
+    return options->spills[count] ? 0 : mob_error_set(err, -ENOMEM, "no memory");
+}
 
 errint_t up_options_set(struct up_options *options, const char *key, const char *value,
                         bool replace, struct mob_error *err)
@@ -98,6 +127,8 @@ errint_t up_options_set(struct up_options *options, const char *key, const char 
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(not_yet); i++)
         if (!strcmp(key, not_yet[i]))
             return mob_error_set(err, -EOPNOTSUPP, "not supported yet: no release has it");
+    if (!strcmp(key, "spill"))
+        return add_spill(options, value, err);
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(known_options); i++) {
         const struct known_option *known = &known_options[i];
         if (strcmp(key, known->key))
@@ -117,6 +148,8 @@ void up_options_free(struct up_options *options)
 {
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(known_options); i++)
         free(*(char **)((char *)options + known_options[i].offset));
+    for (size_t i = 0; options->spills[i]; i++)
+        free(options->spills[i]);
     free(options->config);
 }
 
@@ -146,6 +179,7 @@ static errint_t take_section(struct up_options *options, const char *file, const
 {
     struct mob_error inner = {0};
     struct file_pass pass = {.options = options, .section = section, .err = &inner};
+    options->spills_closed = options->spills[0] != NULL;
     int line = ini_parse(file, take_line, &pass);
     if (line == -1)
         return mob_error_set(err, -ENOENT, "%s: %s", file, strerror(errno));

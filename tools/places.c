@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mount.h>
@@ -55,6 +56,14 @@ static bool is_own_tmpfs(const char *path)
            !stat(parent, &above) && here.st_dev != above.st_dev;
 }
 
+/* What the kernel may put there at the most. With spilling, the store keeps within its budget by
+ * itself, but a writer may be a little faster than it looks: the rest is for that. */
+static unsigned long long tmpfs_bytes(const struct settings *settings)
+{
+    uint64_t bytes = settings->memory_bytes;
+    return settings->spill_dirs[0] ? bytes + bytes / 100 * 8 : bytes;
+}
+
 static errint_t mount_tmpfs(const struct settings *settings, struct mob_error *err)
 {
     char data[128];
@@ -63,11 +72,10 @@ static errint_t mount_tmpfs(const struct settings *settings, struct mob_error *e
         flags |= MS_REMOUNT;
     /* Huge pages make large objects faster to write and map (DESIGN.md); kernels without them
      * refuse the option. */
-    snprintf(data, sizeof data, "size=%llu,mode=0711,huge=within_size",
-             (unsigned long long)settings->memory_bytes);
+    snprintf(data, sizeof data, "size=%llu,mode=0711,huge=within_size", tmpfs_bytes(settings));
     if (!mount("mobula", settings->memory_dir, "tmpfs", flags, data))
         return 0;
-    snprintf(data, sizeof data, "size=%llu,mode=0711", (unsigned long long)settings->memory_bytes);
+    snprintf(data, sizeof data, "size=%llu,mode=0711", tmpfs_bytes(settings));
     if (!mount("mobula", settings->memory_dir, "tmpfs", flags, data))
         return 0;
     return mob_error_set(err, -errno, "can't mount a tmpfs of %llu bytes at %s: %s",
@@ -103,6 +111,56 @@ static errint_t place_memory(struct settings *settings, struct mob_error *err)
         settings->memory_bytes = whole;
     }
     return error;
+}
+
+/* --- spill directories --- */
+
+/* STATE/memory, where the tmpfs is mounted after this. */
+static bool lies_in_own_tmpfs(const struct settings *settings, const char *real)
+{
+    char state[PATH_MAX], memory[PATH_MAX + 8];
+    if (!realpath(settings->state_dir, state))
+        return false;
+    snprintf(memory, sizeof memory, "%s/memory", state);
+    return spill_place_is_inside(real, memory);
+}
+
+static errint_t place_spill(struct settings *settings, size_t place, const char *mount_path,
+                            struct mob_error *err)
+{
+    char real[PATH_MAX];
+    errint_t error = spill_place_make(settings->spill_dirs[place], mount_path, real, err);
+    if (error)
+        return error;
+    if (settings->own_tmpfs && lies_in_own_tmpfs(settings, real))
+        return mob_error_set(err, -EINVAL, "--spill: %s lies in the daemon's own memory", real);
+    for (size_t i = 0; i < place; i++)
+        if (!strcmp(settings->spill_dirs[i], real))
+            return mob_error_set(err, -EINVAL, "--spill: %s is given twice", real);
+    if (spill_place_is_in_memory(real))
+        mob_log_warning("--spill: %s is in memory: what is spilled there frees none", real);
+    free(settings->spill_dirs[place]);
+    settings->spill_dirs[place] = strdup(real);
+    return settings->spill_dirs[place] ? 0 : mob_error_set(err, -ENOMEM, "no memory");
+}
+
+static errint_t place_spills(struct settings *settings, struct mob_error *err)
+{
+    char mount_path[PATH_MAX];
+    if (!realpath(settings->mountpoint, mount_path))
+        snprintf(mount_path, sizeof mount_path, "%s", settings->mountpoint);
+    for (size_t i = 0; settings->spill_dirs[i]; i++) {
+        errint_t error = place_spill(settings, i, mount_path, err);
+        if (error)
+            return error;
+    }
+    if (!settings->disk || !settings->spill_dirs[0])
+        return 0;
+    struct mob_error inner = {0};
+    errint_t error =
+        spill_disk_parse(settings->disk, spill_places_whole_bytes(settings->spill_dirs),
+                         &settings->disk_bytes, &inner);
+    return error ? mob_error_set(err, error, "--disk: %s", inner.message) : 0;
 }
 
 /* --- memory kept on disk between an orderly end and the next start --- */
@@ -218,6 +276,8 @@ errint_t settings_prepare(struct settings *settings, int *lock_fd, struct mob_er
     errint_t error = make_place(settings->state_dir, settings->own_tmpfs ? 0711 : 0700, err);
     if (!error)
         error = lock_state(settings, lock_fd, err);
+    if (!error)
+        error = place_spills(settings, err);
     if (!error)
         error = place_memory(settings, err);
     if (!error)

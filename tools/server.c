@@ -92,6 +92,8 @@ static errint_t open_all(const struct server_options *options, struct server *se
         .memory_dir = settings->memory_dir,
         .memory_bytes = settings->memory_bytes,
         .pipes = options->pipes,
+        .spill_dirs = (const char *const *)settings->spill_dirs,
+        .disk_bytes = settings->disk_bytes,
         .passthrough = passthrough,
         .map_writes = MAP_WRITES,
         .hooks = fs_store_hooks(server->fs),
@@ -104,6 +106,7 @@ static errint_t open_all(const struct server_options *options, struct server *se
         .store = server->store,
         .mount_path = settings->mountpoint,
         .work_dir = settings->work_dir,
+        .disk_work_dir = store_work_dir(server->store),
         .launcher_fd = options->launcher_fd,
         .cpus = settings->cpus,
         .node_name = settings->name,
@@ -119,6 +122,15 @@ static errint_t open_all(const struct server_options *options, struct server *se
     return jobs_start(server->jobs, err);
 }
 
+/* At an orderly end memory goes to disk, whence it need not come back before it is asked for. What
+ * can't, the keeper copies (settings_save_memory()). */
+static void keep_memory(struct store *store)
+{
+    errint_t error = store_spill_all(store);
+    if (error && error != -EOPNOTSUPP)
+        mob_log_warning("memory can't be spilled: %s", strerror(-error));
+}
+
 static void close_all(struct server *server, bool stop_jobs)
 {
     if (server->jobs)
@@ -126,6 +138,8 @@ static void close_all(struct server *server, bool stop_jobs)
     serving = NULL;
     if (server->fs)
         fs_detach(server->fs);
+    if (server->store && stop_jobs)
+        keep_memory(server->store);
     if (server->store)
         store_close(server->store);
     fs_destroy(server->fs);

@@ -16,6 +16,8 @@ enum option_id {
     OPT_NAME = 256,
     OPT_STATE,
     OPT_MEMORY,
+    OPT_SPILL,
+    OPT_DISK,
     OPT_CPUS,
     OPT_TRANSPORT,
     OPT_NO_PASSTHROUGH,
@@ -31,6 +33,8 @@ static const struct option options[] = {
     {"name", required_argument, NULL, OPT_NAME},
     {"state", required_argument, NULL, OPT_STATE},
     {"memory", required_argument, NULL, OPT_MEMORY},
+    {"spill", required_argument, NULL, OPT_SPILL},
+    {"disk", required_argument, NULL, OPT_DISK},
     {"cpus", required_argument, NULL, OPT_CPUS},
     {"transport", required_argument, NULL, OPT_TRANSPORT},
     {"no-passthrough", no_argument, NULL, OPT_NO_PASSTHROUGH},
@@ -44,7 +48,8 @@ static const struct option options[] = {
 };
 
 static const char usage[] =
-    "usage: mobulad MNT [--name N] [--state DIR] [--memory SIZE] [--cpus N]\n"
+    "usage: mobulad MNT [--name N] [--state DIR] [--memory SIZE]\n"
+    "               [--spill DIR|none]... [--disk SIZE] [--cpus N]\n"
     "               [--transport auto|io_uring|device] [--no-passthrough]\n"
     "               [--no-idle-polling]\n"
     "               [--foreground] [--log FILE] [--ready-fd FD]\n"
@@ -112,6 +117,38 @@ static errint_t absolute_path(const char *text, const char *option, char *out, s
     return 0;
 }
 
+static errint_t add_spill(const char *text, struct settings *settings, struct mob_error *err)
+{
+    char path[PATH_MAX];
+    size_t count = 0;
+    while (settings->spill_dirs[count])
+        count++;
+    bool none = !strcmp(text, SPILL_PLACE_NONE);
+    if (settings->no_spill || (none && count))
+        return mob_error_set(err, -EINVAL, "--spill: no directory can stand beside 'none'");
+    settings->no_spill = none;
+    if (none)
+        return 0;
+    if (!*text)
+        return mob_error_set(err, -EINVAL, "--spill: expected a directory, or 'none'");
+    if (count == SPILL_PLACES_LIMIT)
+        return mob_error_set(err, -EINVAL, "--spill: more than %d directories", SPILL_PLACES_LIMIT);
+    errint_t error = absolute_path(text, "--spill", path, sizeof path, err);
+    if (!error && !(settings->spill_dirs[count] = strdup(path)))
+        error = mob_error_set(err, -ENOMEM, "--spill: no memory");
+    return error;
+}
+
+/* What "%" is of is only known once there are directories: settings_prepare() looks again. */
+static errint_t check_disk(const char *text, struct settings *settings, struct mob_error *err)
+{
+    struct mob_error inner = {0};
+    uint64_t bytes;
+    settings->disk = text;
+    errint_t error = spill_disk_parse(text, UINT64_C(1) << 40, &bytes, &inner);
+    return error ? mob_error_set(err, error, "--disk: %s", inner.message) : 0;
+}
+
 static errint_t apply(int option, const char *value, struct settings *settings,
                       struct mob_error *err)
 {
@@ -123,6 +160,10 @@ static errint_t apply(int option, const char *value, struct settings *settings,
                              err);
     case OPT_MEMORY:
         return parse_memory(value, settings, err);
+    case OPT_SPILL:
+        return add_spill(value, settings, err);
+    case OPT_DISK:
+        return check_disk(value, settings, err);
     case OPT_CPUS:
         return parse_cpus(value, settings, err);
     case OPT_TRANSPORT:
@@ -172,6 +213,17 @@ static errint_t default_state(struct settings *settings, struct mob_error *err)
     return 0;
 }
 
+static errint_t default_spill(struct settings *settings, struct mob_error *err)
+{
+    char path[PATH_MAX];
+    if (settings->no_spill || settings->spill_dirs[0])
+        return 0;
+    if (snprintf(path, sizeof path, "%s/spill", settings->state_dir) >= (int)sizeof path)
+        return mob_error_set(err, -ENAMETOOLONG, "the state directory's path is too long");
+    settings->spill_dirs[0] = strdup(path);
+    return settings->spill_dirs[0] ? 0 : mob_error_set(err, -ENOMEM, "no memory");
+}
+
 errint_t settings_parse(int argc, char **argv, struct settings *out, struct mob_error *err)
 {
     *out = (struct settings){
@@ -195,5 +247,7 @@ errint_t settings_parse(int argc, char **argv, struct settings *out, struct mob_
                              "expected one directory to mount on; see mobulad --help");
     errint_t error =
         absolute_path(argv[optind], "MNT", out->mountpoint, sizeof out->mountpoint, err);
-    return error || out->state_dir[0] ? error : default_state(out, err);
+    if (!error && !out->state_dir[0])
+        error = default_state(out, err);
+    return error ? error : default_spill(out, err);
 }

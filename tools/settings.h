@@ -9,6 +9,7 @@
 #include "core/base/error.h"
 #include "core/base/id.h"
 #include "fs/transport.h"
+#include "tools/spill_place.h"
 
 struct settings {
     char mountpoint[PATH_MAX]; /* absolute */
@@ -19,6 +20,12 @@ struct settings {
     char saved_dir[PATH_MAX + 8];
     char log_path[PATH_MAX + 8];
     uint64_t memory_bytes;
+    /* Absolute, NULL at the end; empty: nothing is spilled. */
+    char *spill_dirs[SPILL_PLACES_LIMIT + 1];
+    bool no_spill;       /* --spill none */
+    const char *disk;    /* --disk as it was given, in argv; NULL: it was not */
+    uint64_t disk_bytes; /* from settings_prepare(): budget of them all together; 0 = what their
+                          * filesystems have */
     double cpus;
     enum transport_kind transport;
     bool passthrough;
@@ -29,14 +36,14 @@ struct settings {
     uint8_t owner[MOB_ID_OWNER_BYTES];
 };
 
-/* Reads argv. 0; 1 = --help or --version was printed; -EINVAL with a sentence that names the
- * option. */
+/* Reads argv, which must stay. 0; 1 = --help or --version was printed; -EINVAL with a sentence that
+ * names the option. */
 MOB_MUST_CHECK errint_t settings_parse(int argc, char **argv, struct settings *out,
                                        struct mob_error *err);
 
-/* Makes the directories, loads the identity, mounts the tmpfs or makes the folder under /dev/shm,
- * and brings back what settings_save_memory() kept. -EBUSY: another daemon has the state; *lock_fd
- * holds it. */
+/* Makes the directories, those for spilling too (each path is then one without links), loads the
+ * identity, mounts the tmpfs or makes the folder under /dev/shm, and brings back what
+ * settings_save_memory() kept. -EBUSY: another daemon has the state; *lock_fd holds it. */
 MOB_MUST_CHECK errint_t settings_prepare(struct settings *settings, int *lock_fd,
                                          struct mob_error *err);
 

@@ -20,16 +20,15 @@ static bool nobody_writes(int fd)
     return true;
 }
 
-/* Copies to a new file in work_dir; *fd becomes the copy's, open for reading only. */
-static errint_t copy_file(struct jobs *jobs, const struct job *job, struct collected *file,
-                          uint64_t bytes)
+/* Copies to a new file of the work directory; *fd becomes the copy's, open for reading only. */
+static errint_t copy_file(const struct work_dir *work, const struct job *job,
+                          struct collected *file, uint64_t bytes)
 {
     char name[WORK_NAME_BYTES], copied[WORK_NAME_BYTES + 32];
     static atomic_uint counter;
     snprintf(copied, sizeof copied, "%s.copy-%u", work_name(job, WORK_SCRATCH, name),
              atomic_fetch_add(&counter, 1));
-    cleanup_fd int to =
-        openat(jobs->work_fd, copied, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    cleanup_fd int to = openat(work->fd, copied, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (to < 0)
         return -errno;
     off_t from = 0;
@@ -39,43 +38,43 @@ static errint_t copy_file(struct jobs *jobs, const struct job *job, struct colle
             continue;
         if (done < 0) {
             int code = errno;
-            unlinkat(jobs->work_fd, copied, 0);
+            unlinkat(work->fd, copied, 0);
             return -code;
         }
         if (done == 0) /* it became shorter meanwhile */
             break;
     }
-    int again = openat(jobs->work_fd, copied, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    int again = openat(work->fd, copied, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (again < 0)
         return -errno;
     close(file->fd);
     file->fd = again;
-    snprintf(file->path, sizeof file->path, "%s/%s", jobs->work_dir, copied);
+    snprintf(file->path, sizeof file->path, "%s/%s", work->path, copied);
     return 0;
 }
 
-/* The file is open for reading; makes it ours alone, or a copy of it. */
-static errint_t make_ours(struct jobs *jobs, const struct job *job, struct collected *file,
-                          const struct stat *st)
+/* The file, of this work directory, is open for reading; makes it ours alone, or a copy of it. */
+static errint_t make_ours(struct jobs *jobs, const struct work_dir *work, const struct job *job,
+                          struct collected *file, const struct stat *st)
 {
     if (st->st_nlink != 1)
-        return copy_file(jobs, job, file, (uint64_t)st->st_size);
+        return copy_file(work, job, file, (uint64_t)st->st_size);
     if ((st->st_uid != jobs->uid && fchown(file->fd, jobs->uid, getegid())) ||
         fchmod(file->fd, 0600))
         return -errno;
     if (!nobody_writes(file->fd))
-        return copy_file(jobs, job, file, (uint64_t)st->st_size);
+        return copy_file(work, job, file, (uint64_t)st->st_size);
     return 0;
 }
 
 static errint_t take_scratch(struct jobs *jobs, const struct job *job, int *scratch_fd)
 {
+    const int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+    const struct work_dir *work = work_of(jobs, job, WORK_SCRATCH);
     char name[WORK_NAME_BYTES];
-    int fd = openat(jobs->work_fd, work_name(job, WORK_SCRATCH, name),
-                    O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (fd < 0 && errno == EACCES &&
-        !fchmodat(jobs->work_fd, name, 0700, 0)) /* its owner's doing */
-        fd = openat(jobs->work_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    int fd = openat(work->fd, work_name(job, WORK_SCRATCH, name), flags);
+    if (fd < 0 && errno == EACCES && !fchmodat(work->fd, name, 0700, 0)) /* its owner's doing */
+        fd = openat(work->fd, name, flags);
     if (fd < 0)
         return -errno;
     if ((jobs->uid == 0 && fchown(fd, 0, getegid())) || fchmod(fd, 0700)) {
@@ -102,6 +101,7 @@ static int open_output(int scratch_fd, const char *name)
 errint_t collect_output(struct jobs *jobs, const struct job *job, const char *name,
                         struct collected *out, struct mob_error *err)
 {
+    const struct work_dir *work = work_of(jobs, job, WORK_SCRATCH);
     char scratch[WORK_NAME_BYTES];
     cleanup_fd int scratch_fd = -1;
     out->fd = -1;
@@ -119,7 +119,7 @@ errint_t collect_output(struct jobs *jobs, const struct job *job, const char *na
         return mob_error_set(err, fd, "output %s can't be read: %s", name, strerror(-fd));
     struct stat st;
     out->fd = fd;
-    snprintf(out->path, sizeof out->path, "%s/%s/%s", jobs->work_dir,
+    snprintf(out->path, sizeof out->path, "%s/%s/%s", work->path,
              work_name(job, WORK_SCRATCH, scratch), name);
     if (fstat(fd, &st))
         error = -errno;
@@ -129,9 +129,10 @@ errint_t collect_output(struct jobs *jobs, const struct job *job, const char *na
         error = mob_error_set(err, -EINVAL, "output %s does not belong to the job's user", name);
     else {
         out->executable = st.st_mode & 0111;
-        error = make_ours(jobs, job, out, &st);
+        error = make_ours(jobs, work, job, out, &st);
         if (error)
-            mob_error_set(err, error, "output %s can't be kept: %s", name, strerror(-error));
+            mob_error_set(err, error, "output %s can't be kept in %s: %s", name, work->path,
+                          strerror(-error));
     }
     if (error)
         mob_cleanup_fd(&out->fd);
@@ -143,19 +144,21 @@ errint_t collect_stream(struct jobs *jobs, const struct job *job, int which, str
 {
     char name[WORK_NAME_BYTES];
     struct stat st;
-    work_name(job, which == 1 ? WORK_STDOUT : WORK_STDERR, name);
+    enum work_file kind = which == 1 ? WORK_STDOUT : WORK_STDERR;
+    const struct work_dir *work = work_of(jobs, job, kind);
+    work_name(job, kind, name);
     out->executable = false;
-    snprintf(out->path, sizeof out->path, "%s/%s", jobs->work_dir, name);
-    out->fd = openat(jobs->work_fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    snprintf(out->path, sizeof out->path, "%s/%s", work->path, name);
+    out->fd = openat(work->fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
     errint_t error = out->fd < 0 || fstat(out->fd, &st) ? -errno : 0;
     if (!error)
-        error = make_ours(jobs, job, out, &st);
+        error = make_ours(jobs, work, job, out, &st);
     if (!error && fstat(out->fd, &st)) /* what a copy has */
         error = -errno;
     if (error) {
         mob_cleanup_fd(&out->fd);
-        return mob_error_set(err, error, "its standard %s can't be kept: %s",
-                             which == 1 ? "output" : "error", strerror(-error));
+        return mob_error_set(err, error, "its standard %s can't be kept in %s: %s",
+                             which == 1 ? "output" : "error", work->path, strerror(-error));
     }
     *bytes = (uint64_t)st.st_size;
     return 0;

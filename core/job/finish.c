@@ -32,16 +32,17 @@ static struct job_end *new_end(struct jobs *jobs, enum job_state state, errint_t
 
 /* --- the transaction --- */
 
-/* Adds a stream as an object of its own, unless it is empty. Takes the descriptor. */
+/* Adds a stream as an object of its own, unless it is empty, or large and what filled the disk.
+ * Takes the descriptor. */
 static errint_t add_stream(struct store_batch *batch, const struct job *job, int which,
-                           struct collected *file, uint64_t bytes, bool *made)
+                           struct collected *file, uint64_t bytes, bool no_room, bool *made)
 {
     struct mob_id id =
         mob_id_with_index(&job->id, which == 1 ? MOB_INDEX_STDOUT : MOB_INDEX_STDERR);
     *made = false;
     if (file->fd < 0)
         return 0;
-    if (bytes == 0) {
+    if (bytes == 0 || (no_room && bytes > STORE_INLINE_DEFAULT_BYTES)) {
         mob_cleanup_fd(&file->fd);
         return 0;
     }
@@ -111,9 +112,9 @@ static errint_t fill_batch(struct jobs *jobs, struct store_batch *batch, const s
     else if (!error)
         error = add_result(batch, job, &out, out_bytes);
     if (!error)
-        error = add_stream(batch, job, 1, &out, out_bytes, &end->stdout_object);
+        error = add_stream(batch, job, 1, &out, out_bytes, end->no_room, &end->stdout_object);
     if (!error)
-        error = add_stream(batch, job, 2, &errors, error_bytes, &end->stderr_object);
+        error = add_stream(batch, job, 2, &errors, error_bytes, end->no_room, &end->stderr_object);
     if (!error)
         error = record_put(batch, job, end);
     if (error && err && !err->message[0])
@@ -207,6 +208,7 @@ static void finish(struct jobs *jobs, struct job *job, struct job_end *end, bool
                  error == -EINVAL ? "" : "its output could not be stored: ", err.message);
         end->state = JOB_FAILED;
         end->failure = -EIO;
+        end->no_room = error == -ENOSPC;
         free(end->error);
         end->error = job_sentence(sentence);
         error = commit(jobs, job, end, ran, &err);
@@ -330,7 +332,7 @@ static int exit_code_of(const struct launch_report *report)
 static struct job_end *end_of_run(struct jobs *jobs, const struct job *job,
                                   const struct launch_report *report)
 {
-    char text[SENTENCE_BYTES], sentence[SENTENCE_BYTES + 64], digits[MOB_ID_STRING_BYTES];
+    char text[SENTENCE_BYTES], sentence[SENTENCE_BYTES + 512], digits[MOB_ID_STRING_BYTES];
     enum job_state state = JOB_FAILED;
     errint_t failure = -EIO;
     if (report->stop == LAUNCH_STOP_CANCEL) {
@@ -343,8 +345,11 @@ static struct job_end *end_of_run(struct jobs *jobs, const struct job *job,
         state = JOB_SUCCEEDED;
         failure = 0;
     }
+    const char *full = state == JOB_FAILED ? job_full_dir(jobs, job) : NULL;
     describe(job, report, text);
-    snprintf(sentence, sizeof sentence, "job %s %s", mob_id_format(&job->id, digits), text);
+    snprintf(sentence, sizeof sentence, "job %s %s%s%.400s%s%s", mob_id_format(&job->id, digits),
+             text, full ? "; " : "", full ? full : "", full ? " is full: " : "",
+             full ? strerror(ENOSPC) : "");
     struct job_end *end = new_end(jobs, state, failure, exit_code_of(report),
                                   state == JOB_SUCCEEDED ? NULL : sentence, NULL);
     if (end) {
@@ -352,6 +357,7 @@ static struct job_end *end_of_run(struct jobs *jobs, const struct job *job,
         end->user_us = report->user_us;
         end->system_us = report->system_us;
         end->max_resident_bytes = report->max_resident_bytes;
+        end->no_room = full != NULL;
     }
     return end;
 }

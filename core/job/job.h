@@ -33,8 +33,10 @@ struct jobs_hooks {
 struct jobs_options {
     struct store *store;
     const char *mount_path; /* absolute; an argument {"object": ID} becomes mount_path/objects/ID */
-    const char *work_dir;   /* on memory_dir's filesystem; scratch directories and stdout files are
-                               made in it */
+    const char *work_dir;   /* on memory_dir's filesystem; what runs write is made in it */
+    /* store_work_dir(): stdout and stderr, whose size nobody knows, are made in it, and scratch
+     * directories while memory is short. NULL: there is none. */
+    const char *disk_work_dir;
     int launcher_fd; /* the server's end of the launcher's socket; the caller keeps it open */
     double cpus;     /* what jobs may use at once */
     uint8_t owner[MOB_ID_OWNER_BYTES];

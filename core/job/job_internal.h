@@ -69,7 +69,8 @@ struct job_end {
     uint64_t wall_ns, user_us, system_us, max_resident_bytes;
     bool stdout_object, stderr_object; /* there are such objects (MOB_INDEX_STDOUT, _STDERR) */
     char *error;                       /* one sentence, or NULL */
-    char *cause; /* what a job that needed it says; NULL: the same as `error` */
+    char *cause;  /* what a job that needed it says; NULL: the same as `error` */
+    bool no_room; /* it ended for want of room: of its streams only small ones are kept */
 };
 
 #define EXIT_CODE_NEVER_RAN 125
@@ -110,6 +111,8 @@ struct job {
     bool retrying, retry_ran;
     bool run_lost; /* it was running, and the launcher did not know it */
     bool adopted;  /* the launcher knew it when this server began */
+    /* Where its run's files are (enum work_place); set before it is running. */
+    uint8_t stream_place, scratch_place;
 };
 
 static inline unsigned job_object_count(const struct job *job)
@@ -119,10 +122,17 @@ static inline unsigned job_object_count(const struct job *job)
     return job->output_count ? job->output_count : 1;
 }
 
-/* Where the result's file and scratch directory of a run are, in work_dir. */
+/* What a run has in a work directory. */
 enum work_file { WORK_SCRATCH, WORK_STDOUT, WORK_STDERR, WORK_SCRIPT };
 #define WORK_NAME_BYTES 48
 char *work_name(const struct job *job, enum work_file file, char out[WORK_NAME_BYTES]);
+
+/* The work directories: on memory's filesystem, and, where objects are spilled, on the disk's. */
+enum work_place { WORK_IN_MEMORY, WORK_ON_DISK, WORK_PLACES };
+struct work_dir {
+    char *path; /* without symbolic links */
+    int fd;     /* -1: there is no such directory */
+};
 
 /* --- the module --- */
 
@@ -144,8 +154,10 @@ struct job_place {
 
 struct jobs {
     struct store *store;
-    char *mount_path, *work_dir, *node_name;
-    int work_fd, launcher_fd, empty_fd;
+    char *mount_path, *node_name;
+    struct work_dir work[WORK_PLACES];
+    bool disk_is_open; /* every user can pass through to the work directory on disk */
+    int launcher_fd, empty_fd;
     uint32_t milli_cpus;
     uint8_t owner[MOB_ID_OWNER_BYTES];
     struct mob_clock clock;
@@ -181,6 +193,14 @@ struct jobs {
     struct user users[USER_CACHE];
     struct cleaner cleaner;
 };
+
+/* Where a file of its run is made, or was. */
+static inline const struct work_dir *work_of(const struct jobs *jobs, const struct job *job,
+                                             enum work_file file)
+{
+    bool stream = file == WORK_STDOUT || file == WORK_STDERR;
+    return &jobs->work[stream ? job->stream_place : job->scratch_place];
+}
 
 /* --- table.c --- */
 errint_t table_add(struct jobs *jobs, struct job *job); /* lock held; -ENOMEM, -EEXIST */
@@ -227,6 +247,10 @@ MOB_MUST_CHECK errint_t record_write(struct jobs *jobs, const struct job *job,
 MOB_MUST_CHECK errint_t job_hold_arguments(struct jobs *jobs, struct job *job, const char *text,
                                            size_t bytes, struct mob_error *err);
 void job_drop_arguments(struct jobs *jobs, struct job *job);
+/* Arguments by value of a job that is in the list of running ones: kept in memory if possible.
+ * They are held. */
+void job_pin_arguments(struct jobs *jobs, const struct job *job);
+void job_unpin_arguments(struct jobs *jobs, const struct job *job);
 
 /* --- loop.c --- */
 void mailbox_post(struct jobs *jobs, struct post *post, enum post_kind kind);
@@ -252,6 +276,10 @@ void running_remove(struct jobs *jobs, struct job *job);
 /* Makes the run's files and hands it to the launcher. On failure nothing is left. */
 MOB_MUST_CHECK errint_t job_start(struct jobs *jobs, struct job *job, struct mob_error *err);
 void job_clean(struct jobs *jobs, const struct job *job); /* removes the run's files */
+/* After a restart: looks where its run's files are. False: there are no streams. */
+bool job_find_files(struct jobs *jobs, struct job *job);
+/* Which directory of the run is on a filesystem with no room left; NULL: none. */
+const char *job_full_dir(struct jobs *jobs, const struct job *job);
 void users_free(struct jobs *jobs);
 
 /* --- finish.c --- */

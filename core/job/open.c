@@ -2,6 +2,7 @@
  * launcher. */
 #include <dirent.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <math.h>
 #include <signal.h>
 #include <string.h>
@@ -20,19 +21,52 @@ void users_free(struct jobs *jobs);
 
 /* --- the module's own things --- */
 
-static errint_t open_work_dir(struct jobs *jobs, const char *path, struct mob_error *err)
+static errint_t open_work_dir(struct work_dir *work, const char *path, struct mob_error *err)
 {
     /* Users' processes go through it to their own scratch directories, and list nothing. */
     if (mkdir(path, 0711) && errno != EEXIST)
         return mob_error_set(err, -errno, "%s can't be made: %s", path, strerror(errno));
-    jobs->work_dir = realpath(path, NULL);
-    jobs->work_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    if (!jobs->work_dir || jobs->work_fd < 0 || fchmod(jobs->work_fd, 0711))
+    work->path = realpath(path, NULL);
+    work->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (!work->path || work->fd < 0 || fchmod(work->fd, 0711))
         return mob_error_set(err, -errno, "%s can't be used: %s", path, strerror(errno));
-    jobs->empty_fd =
-        openat(jobs->work_fd, "empty", O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0400);
+    return 0;
+}
+
+/* Whether everybody can pass through the directories above it. */
+static bool is_open_to_all(const char *path)
+{
+    char above[PATH_MAX];
+    struct stat st;
+    if (snprintf(above, sizeof above, "%s", path) >= (int)sizeof above)
+        return false;
+    for (char *slash = strrchr(above, '/'); slash && slash != above; slash = strrchr(above, '/')) {
+        *slash = '\0';
+        if (stat(above, &st) || !(st.st_mode & S_IXOTH))
+            return false;
+    }
+    return true;
+}
+
+static errint_t open_work_dirs(struct jobs *jobs, const struct jobs_options *options,
+                               struct mob_error *err)
+{
+    struct work_dir *memory = &jobs->work[WORK_IN_MEMORY], *disk = &jobs->work[WORK_ON_DISK];
+    errint_t error = open_work_dir(memory, options->work_dir, err);
+    if (error)
+        return error;
+    jobs->empty_fd = openat(memory->fd, "empty", O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0400);
     if (jobs->empty_fd < 0)
-        return mob_error_set(err, -errno, "%s can't be written: %s", path, strerror(errno));
+        return mob_error_set(err, -errno, "%s can't be written: %s", memory->path, strerror(errno));
+    if (!options->disk_work_dir)
+        return 0;
+    error = open_work_dir(disk, options->disk_work_dir, err);
+    if (error)
+        return error;
+    jobs->disk_is_open = is_open_to_all(disk->path);
+    if (jobs->uid == 0 && !jobs->disk_is_open)
+        mob_log_warning("jobs: users can't reach %s: their scratch directories stay in memory",
+                        disk->path);
     return 0;
 }
 
@@ -71,7 +105,7 @@ static errint_t set_up(struct jobs *jobs, const struct jobs_options *options, st
     jobs->node_name = strdup(options->node_name ? options->node_name : "node");
     if (!jobs->mount_path || !jobs->node_name)
         return mob_error_set(err, -ENOMEM, "no memory");
-    errint_t error = open_work_dir(jobs, options->work_dir, err);
+    errint_t error = open_work_dirs(jobs, options, err);
     if (!error)
         error = open_descriptors(jobs, err);
     /* A broken lease (collect.c) is told by SIGIO, which would end the process. */
@@ -105,7 +139,10 @@ static void tear_down(struct jobs *jobs)
         job_free(job);
     }
     users_free(jobs);
-    mob_cleanup_fd(&jobs->work_fd);
+    for (size_t i = 0; i < WORK_PLACES; i++) {
+        mob_cleanup_fd(&jobs->work[i].fd);
+        free(jobs->work[i].path);
+    }
     mob_cleanup_fd(&jobs->empty_fd);
     mob_cleanup_fd(&jobs->mailbox_fd);
     mob_cleanup_fd(&jobs->timer_fd);
@@ -116,7 +153,6 @@ static void tear_down(struct jobs *jobs)
     free(jobs->order);
     free(jobs->heap);
     free(jobs->mount_path);
-    free(jobs->work_dir);
     free(jobs->node_name);
     free(jobs);
 }
@@ -303,7 +339,8 @@ errint_t jobs_open(const struct jobs_options *options, struct jobs **out, struct
     struct jobs *jobs = calloc(1, sizeof *jobs);
     if (!jobs)
         return mob_error_set(err, -ENOMEM, "no memory");
-    jobs->work_fd = jobs->empty_fd = jobs->mailbox_fd = jobs->timer_fd = jobs->epoll_fd = -1;
+    jobs->work[WORK_IN_MEMORY].fd = jobs->work[WORK_ON_DISK].fd = -1;
+    jobs->empty_fd = jobs->mailbox_fd = jobs->timer_fd = jobs->epoll_fd = -1;
     pthread_mutex_init(&jobs->lock, NULL);
     pthread_mutex_init(&jobs->mailbox_lock, NULL);
     jobs->mailbox_last = &jobs->mailbox_first;
@@ -363,6 +400,7 @@ static void adopt(void *argument, const struct launch_report *report)
     job->attempt = report->attempt;
     job->started_ns = report->started_ns;
     job->adopted = true;
+    job_find_files(jobs, job);
     running_add(jobs, job);
     job_set_state(jobs, job, JOB_RUNNING);
     if (report->type == LAUNCHED_ENDED)
@@ -373,14 +411,12 @@ static void adopt(void *argument, const struct launch_report *report)
  * that are there. */
 static void find_lost(struct jobs *jobs)
 {
-    char name[WORK_NAME_BYTES];
     for (size_t i = 0; i < jobs->order_count; i++) {
         struct job *job = jobs->order[i].job;
         if (!job || job->end || job->adopted)
             continue;
-        job->run_lost =
-            job->state == JOB_RUNNING ||
-            !faccessat(jobs->work_fd, work_name(job, WORK_STDOUT, name), F_OK, AT_SYMLINK_NOFOLLOW);
+        bool has_files = job_find_files(jobs, job);
+        job->run_lost = job->state == JOB_RUNNING || has_files;
         if (job->state == JOB_RUNNING)
             job_set_state(jobs, job, JOB_QUEUED);
     }
@@ -399,9 +435,9 @@ static void begin(struct jobs *jobs, struct job *job)
 }
 
 /* What no run of now uses is left over from servers that have died. */
-static void sweep_work_dir(struct jobs *jobs)
+static void sweep_work_dir(struct jobs *jobs, int work_fd)
 {
-    int fd = openat(jobs->work_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int fd = work_fd < 0 ? -1 : openat(work_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *directory = fd < 0 ? NULL : fdopendir(fd);
     struct dirent *entry;
     while (directory && (entry = readdir(directory))) {
@@ -417,7 +453,7 @@ static void sweep_work_dir(struct jobs *jobs)
                 (!entry->d_name[length] || entry->d_name[length] == '.'))
                 continue;
         }
-        cleaner_remove(&jobs->cleaner, entry->d_name);
+        cleaner_remove(&jobs->cleaner, work_fd, entry->d_name);
     }
     if (directory)
         closedir(directory);
@@ -429,14 +465,15 @@ errint_t jobs_start(struct jobs *jobs, struct mob_error *err)
     errint_t error = launcher_sync(jobs->launcher_fd, adopt, &known, err);
     if (!error && known.error)
         error = mob_error_set(err, known.error, "%s", strerror(-known.error));
-    if (!error && (error = cleaner_start(&jobs->cleaner, jobs->work_fd)))
+    if (!error && (error = cleaner_start(&jobs->cleaner)))
         mob_error_set(err, error, "no thread can be started: %s", strerror(-error));
     if (error) {
         free(known.ended);
         return error;
     }
     find_lost(jobs);
-    sweep_work_dir(jobs);
+    for (size_t i = 0; i < WORK_PLACES; i++)
+        sweep_work_dir(jobs, jobs->work[i].fd);
     for (size_t i = 0; i < known.ended_count; i++)
         job_run_ended(jobs, table_number(jobs, known.ended[i].number), &known.ended[i]);
     free(known.ended);

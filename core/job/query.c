@@ -211,7 +211,8 @@ int jobs_stream(struct jobs *jobs, uint64_t number, int which, struct mob_id *ob
         return -ENOENT;
     if (!job_has_ended(jobs, job) && job->state == JOB_RUNNING) {
         char name[WORK_NAME_BYTES];
-        int fd = openat(jobs->work_fd, work_name(job, which == 1 ? WORK_STDOUT : WORK_STDERR, name),
+        enum work_file file = which == 1 ? WORK_STDOUT : WORK_STDERR;
+        int fd = openat(work_of(jobs, job, file)->fd, work_name(job, file, name),
                         O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
         if (fd >= 0)
             return fd;

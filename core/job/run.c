@@ -1,10 +1,11 @@
-/* Starting a run: its files in work_dir, its arguments and environment, the request to the
- * launcher. Nothing here opens a path under the mount: this process serves it, and would wait for
- * itself. */
+/* Starting a run: its files in the work directories, its arguments and environment, the request to
+ * the launcher. Nothing here opens a path under the mount: this process serves it, and would wait
+ * for itself. */
 #include <fcntl.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 #include "core/job/job_internal.h"
 #include "core/job/launcher_client.h"
@@ -23,11 +24,62 @@ char *work_name(const struct job *job, enum work_file file, char out[WORK_NAME_B
 void job_clean(struct jobs *jobs, const struct job *job)
 {
     char name[WORK_NAME_BYTES];
-    unlinkat(jobs->work_fd, work_name(job, WORK_STDOUT, name), 0);
-    unlinkat(jobs->work_fd, work_name(job, WORK_STDERR, name), 0);
+    int streams = work_of(jobs, job, WORK_STDOUT)->fd,
+        scratch = work_of(jobs, job, WORK_SCRATCH)->fd;
+    unlinkat(streams, work_name(job, WORK_STDOUT, name), 0);
+    unlinkat(streams, work_name(job, WORK_STDERR, name), 0);
     if (job->spec && job->spec->script_bytes)
-        unlinkat(jobs->work_fd, work_name(job, WORK_SCRIPT, name), 0);
-    cleaner_remove(&jobs->cleaner, work_name(job, WORK_SCRATCH, name));
+        unlinkat(scratch, work_name(job, WORK_SCRIPT, name), 0);
+    cleaner_remove(&jobs->cleaner, scratch, work_name(job, WORK_SCRATCH, name));
+}
+
+/* --- where a run's files are --- */
+
+/* The streams may become as large as the disk; the rest goes where it is fastest, as long as memory
+ * is not short. A disk without room takes only what memory can't. */
+static void choose_places(struct jobs *jobs, struct job *job)
+{
+    bool is_there = jobs->work[WORK_ON_DISK].fd >= 0;
+    bool plenty = !is_there || store_memory_is_plenty(jobs->store);
+    bool room = is_there && store_disk_has_room(jobs->store);
+    bool reachable = jobs->disk_is_open || job->uid == jobs->uid;
+    job->stream_place = is_there && (room || !plenty) ? WORK_ON_DISK : WORK_IN_MEMORY;
+    job->scratch_place = room && !plenty && reachable ? WORK_ON_DISK : WORK_IN_MEMORY;
+}
+
+static bool find_file(struct jobs *jobs, const struct job *job, enum work_file file, uint8_t *place)
+{
+    char name[WORK_NAME_BYTES];
+    work_name(job, file, name);
+    for (uint8_t i = 0; i < WORK_PLACES; i++) {
+        if (jobs->work[i].fd < 0 || faccessat(jobs->work[i].fd, name, F_OK, AT_SYMLINK_NOFOLLOW))
+            continue;
+        *place = i;
+        return true;
+    }
+    return false;
+}
+
+bool job_find_files(struct jobs *jobs, struct job *job)
+{
+    /* A user may have removed the scratch directory; the script is beside it. */
+    if (!find_file(jobs, job, WORK_SCRATCH, &job->scratch_place))
+        find_file(jobs, job, WORK_SCRIPT, &job->scratch_place);
+    return find_file(jobs, job, WORK_STDOUT, &job->stream_place);
+}
+
+const char *job_full_dir(struct jobs *jobs, const struct job *job)
+{
+    /* Who writes in pieces of this size may have met the end before the last byte was taken. */
+    enum { NEARLY_NOTHING = 1 << 20 };
+    const struct work_dir *dirs[] = {work_of(jobs, job, WORK_STDOUT),
+                                     work_of(jobs, job, WORK_SCRATCH)};
+    struct statvfs info;
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(dirs); i++)
+        if (fstatvfs(dirs[i]->fd, &info) == 0 && info.f_blocks &&
+            (uint64_t)info.f_bavail * info.f_frsize < NEARLY_NOTHING)
+            return dirs[i]->path;
+    return NULL;
 }
 
 /* --- strings --- */
@@ -108,7 +160,8 @@ static void add_arguments(struct jobs *jobs, const struct job *job, struct strin
         strings_add(out, "%s", spec->interpreter);
         if (spec->interpreter_argument)
             strings_add(out, "%s", spec->interpreter_argument);
-        strings_add(out, "%s/%s", jobs->work_dir, work_name(job, WORK_SCRIPT, name));
+        strings_add(out, "%s/%s", work_of(jobs, job, WORK_SCRIPT)->path,
+                    work_name(job, WORK_SCRIPT, name));
         return;
     }
     for (size_t i = 0; i < spec->word_count; i++) {
@@ -116,15 +169,15 @@ static void add_arguments(struct jobs *jobs, const struct job *job, struct strin
         if (word->kind == SPEC_WORD_TEXT)
             strings_add(out, "%s", word->text);
         else if (word->kind == SPEC_WORD_OUTPUT)
-            strings_add(out, "%s/%s/%s", jobs->work_dir, work_name(job, WORK_SCRATCH, name),
-                        job->outputs[word->output]);
+            strings_add(out, "%s/%s/%s", work_of(jobs, job, WORK_SCRATCH)->path,
+                        work_name(job, WORK_SCRATCH, name), job->outputs[word->output]);
         else
             strings_add(out, "%s/objects/%s", jobs->mount_path, mob_id_format(&word->id, digits));
     }
 }
 
 /* Programs of the system can be begun by vfork(2): opening them does not wait for a server such as
- * this one. */
+ * this one. Nor does a scratch directory in memory, while one on a disk may wait for that. */
 static bool is_system_path(struct jobs *jobs, const char *path)
 {
     static const char *const places[] = {"/usr/", "/bin/", "/sbin/"};
@@ -140,7 +193,8 @@ static bool is_system_path(struct jobs *jobs, const char *path)
 
 static bool has_plain_paths(struct jobs *jobs, const struct job *job, const char *program)
 {
-    if (job->spec->cwd || job->spec->stdin_kind == SPEC_STDIN_OBJECT)
+    if (job->spec->cwd || job->spec->stdin_kind == SPEC_STDIN_OBJECT ||
+        job->scratch_place == WORK_ON_DISK)
         return false;
     if (strchr(program, '/'))
         return is_system_path(jobs, program);
@@ -157,7 +211,7 @@ static bool has_plain_paths(struct jobs *jobs, const struct job *job, const char
 static int make_file(struct jobs *jobs, const struct job *job, enum work_file file, mode_t mode)
 {
     char name[WORK_NAME_BYTES];
-    int fd = openat(jobs->work_fd, work_name(job, file, name),
+    int fd = openat(work_of(jobs, job, file)->fd, work_name(job, file, name),
                     O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, mode);
     if (fd < 0)
         return -errno;
@@ -172,11 +226,12 @@ static int make_file(struct jobs *jobs, const struct job *job, enum work_file fi
 static errint_t make_scratch(struct jobs *jobs, const struct job *job)
 {
     char name[WORK_NAME_BYTES];
+    int work_fd = work_of(jobs, job, WORK_SCRATCH)->fd;
     work_name(job, WORK_SCRATCH, name);
-    if (mkdirat(jobs->work_fd, name, 0700))
+    if (mkdirat(work_fd, name, 0700))
         return -errno;
     if (jobs->uid == 0 && job->uid != 0 &&
-        fchownat(jobs->work_fd, name, job->uid, job->gid, AT_SYMLINK_NOFOLLOW))
+        fchownat(work_fd, name, job->uid, job->gid, AT_SYMLINK_NOFOLLOW))
         return -errno;
     return 0;
 }
@@ -194,18 +249,27 @@ static errint_t make_script(struct jobs *jobs, const struct job *job)
     return fd < 0 ? fd : mob_write_full(fd, text, bytes);
 }
 
-static errint_t make_files(struct jobs *jobs, const struct job *job, int *stdout_fd, int *stderr_fd)
+static errint_t make_files(struct jobs *jobs, const struct job *job, int *stdout_fd, int *stderr_fd,
+                           struct mob_error *err)
 {
+    enum work_file at = WORK_SCRATCH;
     errint_t error = 0;
     if (!job->spec->cwd || job->output_count)
         error = make_scratch(jobs, job);
     if (!error && job->spec->script_bytes)
         error = make_script(jobs, job);
-    if (!error && (*stdout_fd = make_file(jobs, job, WORK_STDOUT, 0600)) < 0)
-        error = *stdout_fd;
-    if (!error && (*stderr_fd = make_file(jobs, job, WORK_STDERR, 0600)) < 0)
-        error = *stderr_fd;
-    return error;
+    if (!error) {
+        at = WORK_STDOUT;
+        *stdout_fd = make_file(jobs, job, WORK_STDOUT, 0600);
+        error = *stdout_fd < 0 ? *stdout_fd : 0;
+    }
+    if (!error) {
+        *stderr_fd = make_file(jobs, job, WORK_STDERR, 0600);
+        error = *stderr_fd < 0 ? *stderr_fd : 0;
+    }
+    return error ? mob_error_set(err, error, "its files can't be made in %s: %s",
+                                 work_of(jobs, job, at)->path, strerror(-error))
+                 : 0;
 }
 
 static errint_t send_request(struct jobs *jobs, const struct job *job, const struct user *user,
@@ -219,7 +283,7 @@ static errint_t send_request(struct jobs *jobs, const struct job *job, const str
     if (spec->cwd)
         snprintf(directory, sizeof directory, "%s", spec->cwd);
     else
-        snprintf(directory, sizeof directory, "%s/%s", jobs->work_dir,
+        snprintf(directory, sizeof directory, "%s/%s", work_of(jobs, job, WORK_SCRATCH)->path,
                  work_name(job, WORK_SCRATCH, name));
     if (spec->stdin_kind == SPEC_STDIN_OBJECT)
         snprintf(input, sizeof input, "%s/objects/%s", jobs->mount_path,
@@ -258,18 +322,19 @@ errint_t job_start(struct jobs *jobs, struct job *job, struct mob_error *err)
     if (error)
         return mob_error_set(err, error, "user %u can't be looked up: %s", (unsigned)job->uid,
                              strerror(-error));
-    error = make_files(jobs, job, &stdout_fd, &stderr_fd);
+    choose_places(jobs, job);
+    error = make_files(jobs, job, &stdout_fd, &stderr_fd, err);
     if (error == -EEXIST) { /* left by a server that died before it could send the request */
         mob_cleanup_fd(&stdout_fd);
         job_clean(jobs, job);
         job->attempt++;
-        error = make_files(jobs, job, &stdout_fd, &stderr_fd);
+        error = make_files(jobs, job, &stdout_fd, &stderr_fd, err);
     }
-    if (!error)
-        error = send_request(jobs, job, user, stdout_fd, stderr_fd);
+    if (!error && (error = send_request(jobs, job, user, stdout_fd, stderr_fd)))
+        mob_error_set(err, error, "%s", strerror(-error));
     if (error) {
         job_clean(jobs, job);
-        return mob_error_set(err, error, "%s", strerror(-error));
+        return error;
     }
     pthread_mutex_lock(&jobs->lock);
     job->started_ns = jobs->clock.wall_ns(jobs->clock.context);

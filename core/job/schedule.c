@@ -95,6 +95,7 @@ void running_add(struct jobs *jobs, struct job *job)
         jobs->running->running_previous = job;
     jobs->running = job;
     atomic_fetch_add(&jobs->milli_cpus_used, job->spec->milli_cpus);
+    job_pin_arguments(jobs, job);
     loop_arm_timer(jobs);
 }
 
@@ -108,6 +109,7 @@ void running_remove(struct jobs *jobs, struct job *job)
         job->running_next->running_previous = job->running_previous;
     job->running_previous = job->running_next = NULL;
     atomic_fetch_sub(&jobs->milli_cpus_used, job->spec->milli_cpus);
+    job_unpin_arguments(jobs, job);
 }
 
 void queue_run(struct jobs *jobs)

@@ -128,6 +128,7 @@ errint_t scratch_remove(int dir_fd, const char *name)
 
 struct cleaner_name {
     struct cleaner_name *next;
+    int dir_fd;
     char name[NAME_BYTES];
 };
 
@@ -143,7 +144,7 @@ static void *clean(void *argument)
             break;
         cleaner->first = item->next;
         pthread_mutex_unlock(&cleaner->lock);
-        errint_t error = scratch_remove(cleaner->dir_fd, item->name);
+        errint_t error = scratch_remove(item->dir_fd, item->name);
         if (error)
             mob_log_warning("scratch directory %s: can't be removed: %s", item->name,
                             strerror(-error));
@@ -154,9 +155,8 @@ static void *clean(void *argument)
     return NULL;
 }
 
-errint_t cleaner_start(struct cleaner *cleaner, int dir_fd)
+errint_t cleaner_start(struct cleaner *cleaner)
 {
-    cleaner->dir_fd = dir_fd;
     pthread_mutex_init(&cleaner->lock, NULL);
     pthread_cond_init(&cleaner->wake, NULL);
     int error = pthread_create(&cleaner->thread, NULL, clean, cleaner);
@@ -178,12 +178,12 @@ void cleaner_stop(struct cleaner *cleaner)
     cleaner->running = false;
 }
 
-void cleaner_remove(struct cleaner *cleaner, const char *name)
+void cleaner_remove(struct cleaner *cleaner, int dir_fd, const char *name)
 {
-    if (unlinkat(cleaner->dir_fd, name, AT_REMOVEDIR) == 0 || errno == ENOENT)
+    if (unlinkat(dir_fd, name, AT_REMOVEDIR) == 0 || errno == ENOENT)
         return;
     if (errno == ENOTDIR) {
-        if (unlinkat(cleaner->dir_fd, name, 0) == 0)
+        if (unlinkat(dir_fd, name, 0) == 0)
             return;
     }
     struct cleaner_name *item = malloc(sizeof *item);
@@ -191,6 +191,7 @@ void cleaner_remove(struct cleaner *cleaner, const char *name)
         free(item);
         return;
     }
+    item->dir_fd = dir_fd;
     snprintf(item->name, sizeof item->name, "%s", name);
     pthread_mutex_lock(&cleaner->lock);
     item->next = cleaner->first;

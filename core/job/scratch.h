@@ -20,13 +20,13 @@ struct cleaner {
     pthread_cond_t wake;
     pthread_t thread;
     bool running, stop;
-    int dir_fd; /* the user's */
     struct cleaner_name *first;
 };
-MOB_MUST_CHECK errint_t cleaner_start(struct cleaner *cleaner, int dir_fd);
+MOB_MUST_CHECK errint_t cleaner_start(struct cleaner *cleaner);
 /* Finishes what is queued. */
 void cleaner_stop(struct cleaner *cleaner);
-/* Removes `name` soon. What is quick is done at once. */
-void cleaner_remove(struct cleaner *cleaner, const char *name);
+/* Removes `name` in `dir_fd`, which stays open until cleaner_stop(), soon. What is quick is done at
+ * once. */
+void cleaner_remove(struct cleaner *cleaner, int dir_fd, const char *name);
 
 #endif

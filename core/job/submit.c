@@ -121,6 +121,34 @@ void job_drop_arguments(struct jobs *jobs, struct job *job)
     drop_dependencies(jobs, job->spec, job->spec->after.count);
 }
 
+/* The `cursor`th object that the run opens by itself; false past the end, true with *id NULL where
+ * there is none. */
+static bool value_at(const struct job_spec *spec, size_t cursor, const struct mob_id **id)
+{
+    *id = NULL;
+    if (cursor < spec->word_count && spec->words[cursor].kind == SPEC_WORD_OBJECT)
+        *id = &spec->words[cursor].id;
+    else if (cursor == spec->word_count && spec->stdin_kind == SPEC_STDIN_OBJECT)
+        *id = &spec->stdin_object;
+    return cursor <= spec->word_count;
+}
+
+void job_pin_arguments(struct jobs *jobs, const struct job *job)
+{
+    const struct mob_id *id;
+    for (size_t i = 0; value_at(job->spec, i, &id); i++)
+        if (id && store_pin(jobs->store, id))
+            mob_log_warning("jobs: an argument of a job that runs is not there");
+}
+
+void job_unpin_arguments(struct jobs *jobs, const struct job *job)
+{
+    const struct mob_id *id;
+    for (size_t i = 0; value_at(job->spec, i, &id); i++)
+        if (id)
+            store_unpin(jobs->store, id);
+}
+
 /* --- submission --- */
 
 static errint_t new_job(struct jobs *jobs, const struct job_credentials *credentials,

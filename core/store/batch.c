@@ -260,29 +260,7 @@ static errint_t find_pending(struct store_batch *batch, struct op *op)
 
 /* What a large object comes from is linked as a data file; its old name goes after the commit, so
  * that a server killed in between leaves it where its successor looks for it. */
-static errint_t link_file(struct store *store, struct op *op)
-{
-    char name[DATA_NAME_BYTES];
-    struct stat mine, linked;
-    errint_t error = store_new_number_locked(store, &op->object.file);
-    if (error)
-        return error;
-    data_name(op->object.file, name);
-    if (fchown(op->fd, geteuid(), getegid()) < 0 || fchmod(op->fd, 0600) < 0)
-        mob_log_warning("store: %s keeps its owner: %s", op->path, strerror(errno));
-    if (linkat(AT_FDCWD, op->path, store->data_fd, name, 0) < 0)
-        return -errno;
-    op->file_linked = true;
-    if (fstat(op->fd, &mine) < 0 || fstatat(store->data_fd, name, &linked, AT_SYMLINK_NOFOLLOW) < 0)
-        return -errno;
-    if (mine.st_dev != linked.st_dev || mine.st_ino != linked.st_ino)
-        return -EINVAL; /* the path is another file's by now */
-    op->object.pages = (uint32_t)(mine.st_blocks / (STORE_PAGE_BYTES / 512));
-    atomic_fetch_add(&store->memory_used, (int64_t)object_memory(&op->object));
-    return 0;
-}
-
-static errint_t prepare_ready(struct store_batch *batch, struct op *op)
+static errint_t prepare_ready(struct store_batch *batch, struct op *op, struct mob_error *err)
 {
     struct store *store = batch->store;
     struct stat info;
@@ -298,21 +276,25 @@ static errint_t prepare_ready(struct store_batch *batch, struct op *op)
     }
     bool in_line = op->fd < 0 || object->size <= store->inline_bytes;
     object->state = OBJECT_READY;
-    object->tier = in_line ? TIER_INLINE : TIER_MEMORY;
     object->mtime_ns = store_wall_ns(store);
     object->mode = (uint16_t)(object->mode | (op->executable ? object->mode >> 2 & 0111 : 0));
-    if (in_line && object->size <= META_EMBEDDED_BYTES)
-        object->flags |= OBJECT_EMBEDDED;
-    return in_line ? 0 : link_file(store, op);
+    if (in_line) {
+        object->tier = TIER_INLINE;
+        object->flags |= object->size <= META_EMBEDDED_BYTES ? OBJECT_EMBEDDED : 0;
+        return 0;
+    }
+    error = data_adopt(store, op->fd, op->path, object, err);
+    op->file_linked = !error;
+    return error;
 }
 
-static errint_t prepare(struct store_batch *batch)
+static errint_t prepare(struct store_batch *batch, struct mob_error *err)
 {
     errint_t error = insert_pending(batch);
     for (size_t i = 0; i < batch->count && !error; i++) {
         struct op *op = &batch->ops[i];
         if (op->kind == OP_READY)
-            error = prepare_ready(batch, op);
+            error = prepare_ready(batch, op, err);
         else if (op->kind == OP_FAIL)
             error = find_pending(batch, op);
     }
@@ -346,15 +328,12 @@ static void undo(struct store_batch *batch)
 {
     struct store *store = batch->store;
     struct object object;
-    char name[DATA_NAME_BYTES];
     for (size_t i = 0; i < batch->count; i++) {
         struct op *op = &batch->ops[i];
         if (op->inserted)
             table_take(&store->table, op->object.number, false, &object);
         if (op->file_linked)
-            unlinkat(store->data_fd, data_name(op->object.file, name), 0);
-        if (op->file_linked)
-            atomic_fetch_sub(&store->memory_used, (int64_t)object_memory(&op->object));
+            data_adopt_undo(store, &op->object);
     }
 }
 
@@ -475,8 +454,9 @@ static void settle_pending(struct store *store, struct op *op)
         object->mtime_ns = op->object.mtime_ns;
         object->mode = op->object.mode;
         object->tier = op->object.tier;
+        object->disk = op->object.disk;
         object->used = spill_now(store);
-        object->flags |= op->object.flags & OBJECT_EMBEDDED;
+        object->flags |= op->object.flags & (OBJECT_EMBEDDED | OBJECT_ON_DISK);
         object->state = OBJECT_READY;
     }
     store_count_object(store, object, 1);
@@ -510,11 +490,11 @@ static void change_memory(struct store_batch *batch)
     staged_committed_locked(store, batch->staged, &batch->link->job, 0);
 }
 
-static errint_t commit_locked(struct store_batch *batch)
+static errint_t commit_locked(struct store_batch *batch, struct mob_error *err)
 {
     errint_t error = prepare_link(batch);
     if (!error)
-        error = prepare(batch);
+        error = prepare(batch, err);
     if (!error)
         error = write_all(batch);
     if (error)
@@ -522,6 +502,16 @@ static errint_t commit_locked(struct store_batch *batch)
     else
         change_memory(batch);
     return error;
+}
+
+/* The old name is gone, which changed the file's time once more. It was just written, through the
+ * page cache; its checksums are made in a moment. */
+static void seal(struct store *store, const struct op *op)
+{
+    struct stat info;
+    if (fstat(op->fd, &info) == 0)
+        fetch_set_verified(store, op->object.number, fetch_changed_ns(&info));
+    fetch_seal(store, op->object.number);
 }
 
 static void finish(struct store_batch *batch)
@@ -533,6 +523,8 @@ static void finish(struct store_batch *batch)
             continue;
         if (op->path && unlink(op->path) < 0 && errno != ENOENT)
             mob_log_warning("store: %s: %s", op->path, strerror(errno));
+        if (op->kind == OP_READY && op->object.tier == TIER_DISK)
+            seal(store, op);
         waiters_call(op->waiters, op->object.number,
                      op->kind == OP_READY ? OBJECT_READY : OBJECT_FAILED);
         object_note_change(store, op->object.number);
@@ -551,7 +543,8 @@ errint_t store_batch_commit(struct store_batch *batch, struct mob_error *err)
     if (staged)
         pthread_mutex_lock(&staged->lock);
     store_write_lock(store);
-    errint_t error = commit_locked(batch);
+    struct mob_error why = {0};
+    errint_t error = commit_locked(batch, &why);
     store_write_unlock(store);
     if (staged) {
         pthread_mutex_unlock(&staged->lock);
@@ -562,8 +555,11 @@ errint_t store_batch_commit(struct store_batch *batch, struct mob_error *err)
             store_open_dropped(store, batch->ops[i].object.number);
     if (!error)
         finish(batch);
+    else if (why.message[0])
+        mob_error_set(err, error, "%s", why.message);
     else
-        mob_error_set(err, error, "the change can't be recorded: %s", strerror(-error));
+        mob_error_set(err, error, "the change can't be recorded in %s: %s", store->state_dir,
+                      strerror(-error));
     store_batch_abort(batch);
     objects_settle(store);
     return error;

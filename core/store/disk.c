@@ -55,7 +55,7 @@ static errint_t open_dir(struct disk_dir *dir, const char *path, const char *ide
     dir->path = strdup(path);
     if (!dir->path)
         return mob_error_set(err, -ENOMEM, "no memory");
-    errint_t error = mob_make_directories(path, 0700);
+    errint_t error = mob_make_directories(path, geteuid() == 0 ? 0711 : 0700);
     if (error)
         return mob_error_set(err, error, "%s: %s", path, strerror(-error));
     dir->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -73,6 +73,42 @@ static errint_t open_dir(struct disk_dir *dir, const char *path, const char *ide
     return 0;
 }
 
+static errint_t open_work_dir(struct disk *disk, struct mob_error *err)
+{
+    const struct disk_dir *first = &disk->dirs[0];
+    struct stat info;
+    cleanup_free char *path = NULL;
+    if (asprintf(&path, "%s/work", first->path) < 0) {
+        path = NULL;
+        return mob_error_set(err, -ENOMEM, "no memory");
+    }
+    if (mkdirat(first->fd, "work", 0711) < 0 && errno != EEXIST)
+        return mob_error_set(err, -errno, "%s: %s", path, strerror(errno));
+    cleanup_fd int fd = openat(first->fd, "work", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 || fchmod(fd, 0711) < 0 || fstat(first->fd, &info) < 0)
+        return mob_error_set(err, -errno, "%s: %s", path, strerror(errno));
+    if (geteuid() == 0 && (info.st_mode & 0111) != 0111 &&
+        fchmod(first->fd, (info.st_mode & 07777) | 0111) < 0)
+        return mob_error_set(err, -errno, "%s: %s", first->path, strerror(errno));
+    disk->work_dir = realpath(path, NULL);
+    return disk->work_dir ? 0 : mob_error_set(err, -errno, "%s: %s", path, strerror(errno));
+}
+
+/* What is swept in one would be what the other has. */
+static errint_t check_twice(const struct disk *disk, struct mob_error *err)
+{
+    struct stat first, second;
+    const struct disk_dir *last = &disk->dirs[disk->count - 1];
+    if (fstat(last->objects_fd, &second) < 0)
+        return mob_error_set(err, -errno, "%s: %s", last->path, strerror(errno));
+    for (const struct disk_dir *dir = disk->dirs; dir < last; dir++)
+        if (fstat(dir->objects_fd, &first) == 0 && first.st_dev == second.st_dev &&
+            first.st_ino == second.st_ino)
+            return mob_error_set(err, -EINVAL, "%s and %s are the same spill directory", dir->path,
+                                 last->path);
+    return 0;
+}
+
 errint_t disk_open(struct disk *disk, const char *const *paths, uint64_t budget_bytes,
                    const uint8_t owner[MOB_ID_OWNER_BYTES], struct mob_error *err)
 {
@@ -83,10 +119,12 @@ errint_t disk_open(struct disk *disk, const char *const *paths, uint64_t budget_
         if (disk->count == DISK_DIRS)
             return mob_error_set(err, -EINVAL, "more than %d spill directories", DISK_DIRS);
         errint_t error = open_dir(&disk->dirs[disk->count++], *paths, identity, err);
+        if (!error)
+            error = check_twice(disk, err);
         if (error)
             return error;
     }
-    return 0;
+    return disk->count ? open_work_dir(disk, err) : 0;
 }
 
 void disk_close(struct disk *disk)
@@ -97,6 +135,8 @@ void disk_close(struct disk *disk)
         mob_cleanup_fd(&dir->fd);
         free(dir->path);
     }
+    free(disk->work_dir);
+    disk->work_dir = NULL;
 }
 
 /* --- room --- */
@@ -124,6 +164,11 @@ static uint64_t budget_left(const struct disk *disk)
     return disk->budget_bytes > used ? disk->budget_bytes - used : 0;
 }
 
+bool disk_fits(const struct disk *disk, uint64_t bytes)
+{
+    return bytes <= budget_left(disk);
+}
+
 uint64_t disk_room(const struct disk *disk)
 {
     uint64_t room = 0, left = budget_left(disk);
@@ -136,10 +181,14 @@ uint64_t disk_room(const struct disk *disk)
     return room < left ? room : left;
 }
 
-uint64_t disk_capacity(const struct disk *disk)
+uint64_t disk_largest_room(const struct disk *disk)
 {
-    uint64_t now = disk_used(disk) + disk_room(disk);
-    return disk->budget_bytes && disk->budget_bytes < now ? disk->budget_bytes : now;
+    uint64_t largest = 0, left = budget_left(disk);
+    for (unsigned i = 0; i < disk->count; i++) {
+        uint64_t room = room_of(&disk->dirs[i]);
+        largest = room > largest ? room : largest;
+    }
+    return largest < left ? largest : left;
 }
 
 /* --- files --- */
@@ -179,8 +228,8 @@ int disk_make_file(struct disk *disk, uint64_t file, uint64_t bytes, int flags, 
         if (fd == -EINVAL && flags & O_DIRECT)
             fd = disk_open_file(disk, at, file, (flags & ~O_DIRECT) | O_CREAT);
         *dir = at;
-        if (fd != -ENOSPC)
-            break;
+        if (fd >= 0 || fd == -EEXIST)
+            break; /* one that fails, or can't be written any more, leaves it to the others */
     }
     return fd;
 }
@@ -194,6 +243,21 @@ void disk_remove_file(struct disk *disk, unsigned dir, uint64_t file, uint64_t b
         mob_log_error("store: can't remove %s/objects/%s: %s", disk->dirs[dir].path, name,
                       strerror(errno));
     disk_count(disk, -(int64_t)bytes);
+}
+
+errint_t disk_clear_file(const struct disk *disk, uint64_t file)
+{
+    char name[DATA_NAME_BYTES];
+    struct stat info;
+    data_name(file, name);
+    for (unsigned i = 0; i < disk->count; i++) {
+        int fd = disk->dirs[i].objects_fd;
+        /* Asked first: a read-only filesystem refuses to remove even what isn't there. */
+        if (fstatat(fd, name, &info, AT_SYMLINK_NOFOLLOW) == 0 && unlinkat(fd, name, 0) < 0 &&
+            errno != ENOENT)
+            return -errno;
+    }
+    return 0;
 }
 
 char *disk_path(const struct disk *disk, unsigned dir, uint64_t file)

@@ -3,6 +3,8 @@
  *   DIR/mobula-spill   what the directory is: version and owner, as text
  *   DIR/objects/HEX    the bytes of one object, by the number of its data file, from offset 0 on,
  *                      so that the kernel can be given it for passthrough
+ *   DIR/work           of the first directory: where jobs write what may become objects; its
+ *                      content is the user's, not the store's (store_work_dir())
  *
  * What is in them is known by the store's records; what no record names is removed at the next
  * start. An object's file never changes once a record names it. */
@@ -29,13 +31,16 @@ struct disk_dir {
 struct disk {
     struct disk_dir dirs[DISK_DIRS];
     unsigned count;        /* 0: nothing is spilled */
+    char *work_dir;        /* DIR/work of the first, without symbolic links */
     uint64_t budget_bytes; /* 0: what the filesystems have */
     atomic_int_fast64_t used_bytes;
     atomic_uint next; /* the directory that is tried first, next time */
 };
 
-/* Makes what is missing. -EINVAL with a sentence: a directory of another node or version, or too
- * many; -errno. `paths` ends with NULL. */
+/* Makes what is missing. Root lets everybody pass through the directories it makes, and through the
+ * first one, to the work directories of their own jobs; objects/ stays closed. -EINVAL with a
+ * sentence: a directory of another node or version, the same one twice, or too many; -errno.
+ * `paths` ends with NULL. */
 MOB_MUST_CHECK errint_t disk_open(struct disk *disk, const char *const *paths,
                                   uint64_t budget_bytes, const uint8_t owner[MOB_ID_OWNER_BYTES],
                                   struct mob_error *err);
@@ -47,10 +52,15 @@ int disk_open_file(const struct disk *disk, unsigned dir, uint64_t file, int fla
 int disk_find_file(const struct disk *disk, uint64_t file, int flags, unsigned *dir);
 /* Makes an empty file that is to hold `bytes`, in the next directory with room for them. `flags`:
  * O_RDONLY, O_RDWR or O_WRONLY, and O_DIRECT, which is left out where the filesystem refuses it.
- * -ENOSPC: none has room; -EEXIST. */
+ * -ENOSPC: none has room; -EEXIST; what the last one said if each refuses it. */
 int disk_make_file(struct disk *disk, uint64_t file, uint64_t bytes, int flags, unsigned *dir);
 /* Removes a file, which counted `bytes`. */
 void disk_remove_file(struct disk *disk, unsigned dir, uint64_t file, uint64_t bytes);
+/* Whether so much more is within the budget. */
+bool disk_fits(const struct disk *disk, uint64_t bytes);
+/* Removes what an attempt that failed has left of a file, in any directory; it isn't counted.
+ * -errno: some of it is still there, and could be taken for the file. */
+MOB_MUST_CHECK errint_t disk_clear_file(const struct disk *disk, uint64_t file);
 /* Counts what a file has come to take, or takes no more. */
 static inline void disk_count(struct disk *disk, int64_t change)
 {
@@ -59,8 +69,8 @@ static inline void disk_count(struct disk *disk, int64_t change)
 /* What may still be written, all directories together: within the budget, and less a reserve of 5 %
  * of each filesystem (64 MiB to 4 GiB), which leaves room for metadata and for others. */
 uint64_t disk_room(const struct disk *disk);
-/* What all of it can hold: the budget, or what is used and what may still be written. */
-uint64_t disk_capacity(const struct disk *disk);
+/* The largest file that one directory may still take. */
+uint64_t disk_largest_room(const struct disk *disk);
 static inline uint64_t disk_used(const struct disk *disk)
 {
     int64_t used = atomic_load(&disk->used_bytes);

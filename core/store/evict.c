@@ -15,9 +15,14 @@
 #define ROUND_OBJECTS 32
 #define RETRY_NS UINT64_C(1000000000)
 /* Memory is written at some 8 GB/s at most: looking once in the time that half of what is free
- * would take at that rate is early enough. */
+ * would take at that rate is early enough, and a quarter leaves some for being late. */
 #define FASTEST_BYTES_PER_MS (UINT64_C(8) << 20)
 #define LONGEST_PAUSE_MS 100
+#define PRUNE_LEAST 1024
+/* So often in vain, then it sleeps until it is woken: that costs who makes the next file. */
+#define IDLE_LOOKS 50
+/* After a search in which nothing was found that can go, it rests for so many times as long. */
+#define SEARCH_SHARE 20
 
 struct victim {
     uint64_t number, file, size;
@@ -33,7 +38,8 @@ struct round {
     struct victim victims[ROUND_OBJECTS];
     size_t count;
     uint64_t bytes;
-    bool all; /* not only what memory must give: everything that has no copy */
+    uint64_t room; /* on disk, for those that have no copy there */
+    bool all;      /* not only what memory must give: everything that has no copy */
 };
 
 /* --- memory --- */
@@ -54,10 +60,18 @@ uint64_t spill_mark(const struct store *store, double share)
 
 bool spill_memory_is_plenty(struct store *store)
 {
-    /* What the kernel writes by itself is moved in units of 2 MiB; a few must fit. */
-    const uint64_t least = store->passthrough ? UINT64_C(16) << 20 : 0;
     uint64_t used = spill_memory_used(store);
-    return used < spill_mark(store, SPILL_HIGH_WATERMARK) && store->memory_bytes - used >= least;
+    if (used >= spill_mark(store, SPILL_HIGH_WATERMARK))
+        return false;
+    if (!store->passthrough)
+        return true;
+    /* What the kernel writes by itself, at several GB/s, may be stopped some 50 ms after it was
+     * seen to be too much: so much must be left, for each that writes. Small stores have it never;
+     * what begins there is written on disk, through the page cache. */
+    const uint64_t least = UINT64_C(448) << 20, each = UINT64_C(200) << 20;
+    uint64_t left = store->memory_bytes - used;
+    uint64_t writers = (uint64_t)atomic_load(&store->memory_files);
+    return left >= least && (!writers || (writers + 1) * each <= left);
 }
 
 uint32_t spill_now(struct store *store)
@@ -68,7 +82,7 @@ uint32_t spill_now(struct store *store)
 void spill_nudge(struct store *store)
 {
     struct spill *spill = &store->spill;
-    if (!store->disk.count || atomic_load_explicit(&spill->evictor_awake, memory_order_acquire))
+    if (!store->disk.count || atomic_load(&spill->evictor_awake))
         return;
     cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
     atomic_store(&spill->evictor_awake, true);
@@ -91,6 +105,31 @@ void spill_add(struct store *store, const struct object *object)
         mob_log_warning("store: no memory to note an object with; it is not spilled");
 }
 
+/* Objects that were freed leave what was noted of them: it goes when it is more than what is noted
+ * of those that are there. On the evictor's thread. */
+static void prune(struct store *store)
+{
+    struct spill *spill = &store->spill;
+    struct object_info info;
+    struct lru_entry entry;
+    int64_t there = atomic_load(&store->ready_memory);
+    pthread_mutex_lock(&spill->lock);
+    struct lru old = spill->lru;
+    bool due = old.count > PRUNE_LEAST && (int64_t)(old.count / 2) > there;
+    if (due)
+        spill->lru = (struct lru){0};
+    pthread_mutex_unlock(&spill->lock);
+    while (due && lru_pop(&old, &entry)) {
+        if (store_info(store, entry.number, &info) || info.tier != TIER_MEMORY)
+            continue;
+        cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+        if (lru_push(&spill->lru, entry.number, entry.used))
+            mob_log_warning("store: no memory to note an object with; it is not spilled");
+    }
+    if (due)
+        lru_free(&old);
+}
+
 /* --- choosing --- */
 
 enum choice { CHOICE_GONE, CHOICE_LATER, CHOICE_TAKEN, CHOICE_NEWER };
@@ -106,7 +145,8 @@ static enum choice choose(struct round *round, uint64_t number, bool pinned_too,
     if (object->tier != TIER_MEMORY || object->state != OBJECT_READY)
         choice = CHOICE_GONE;
     else if (object->flags & OBJECT_BUSY || (!round->all && object->opens) ||
-             (object->pins && !pinned_too))
+             (object->pins && !pinned_too) ||
+             (!(object->flags & OBJECT_ON_DISK) && object->size > round->room))
         choice = CHOICE_LATER;
     else if (!round->all && object->used != *used)
         choice = CHOICE_NEWER;
@@ -121,6 +161,8 @@ static enum choice choose(struct round *round, uint64_t number, bool pinned_too,
             .dir = object->disk,
         };
         round->bytes += object->size;
+        if (!(object->flags & OBJECT_ON_DISK))
+            round->room -= object->size;
     }
     table_unlock(shard);
     return choice;
@@ -150,7 +192,7 @@ static void pick(struct round *round, uint64_t bytes, bool pinned_too)
     pthread_mutex_lock(&spill->lock);
     while (lru_pop(&later, &entry))
         if (lru_push(&spill->lru, entry.number, entry.used))
-            break;
+            mob_log_warning("store: no memory to note an object with; it is not spilled");
     pthread_mutex_unlock(&spill->lock);
     lru_free(&later);
 }
@@ -168,13 +210,11 @@ static errint_t prepare(struct store *store, struct victim *victim)
     victim->copy.from = data_open(store, victim->file, O_RDONLY);
     if (victim->copy.from < 0)
         return victim->copy.from;
+    errint_t error = disk_clear_file(&store->disk, victim->file);
+    if (error)
+        return error;
     victim->copy.to =
         disk_make_file(&store->disk, victim->file, victim->size, O_RDWR | O_DIRECT, &victim->dir);
-    if (victim->copy.to == -EEXIST) { /* of an attempt that failed, or a server that died */
-        disk_remove_file(&store->disk, victim->dir, victim->file, 0);
-        victim->copy.to = disk_make_file(&store->disk, victim->file, victim->size,
-                                         O_RDWR | O_DIRECT, &victim->dir);
-    }
     if (victim->copy.to < 0)
         return victim->copy.to;
     disk_count(&store->disk, (int64_t)object_disk_bytes(victim->size));
@@ -275,6 +315,16 @@ static void count_tier(struct store *store, enum object_tier from, enum object_t
     atomic_fetch_add(to == TIER_MEMORY ? &store->ready_memory : &store->ready_disk, 1);
 }
 
+static void clear_busy(struct store *store, uint64_t number)
+{
+    struct table_shard *shard;
+    struct object *object = table_lock_number(&store->table, number, &shard);
+    if (!object)
+        return;
+    object->flags &= (uint16_t)~OBJECT_BUSY;
+    table_unlock(shard);
+}
+
 /* Nobody can open the object between the look at `opens` and its new tier: both are under the
  * shard's lock. Who opens it right after is given what is registered still, the file in memory,
  * whose bytes are the same; it lives until that is closed. */
@@ -291,12 +341,13 @@ static void settle(struct round *round, struct victim *victim)
             table_unlock(shard);
         return;
     }
-    object->flags &= (uint16_t)~OBJECT_BUSY;
     object->flags |= OBJECT_ON_DISK;
     object->disk = (uint8_t)victim->dir;
     uint64_t memory = object_memory(object);
     bool goes = !object->opens && !round->all;
-    if (goes) {
+    if (!goes) {
+        object->flags &= (uint16_t)~OBJECT_BUSY;
+    } else { /* busy until its file has gone: it must not come back before */
         object->flags &= (uint16_t)~OBJECT_REOPENED;
         object->tier = TIER_DISK;
         object->pages = 0;
@@ -310,18 +361,21 @@ static void settle(struct round *round, struct victim *victim)
     if (goes) {
         data_remove(store, victim->file);
         atomic_fetch_sub(&store->memory_used, (int64_t)memory);
+        clear_busy(store, victim->number);
         object_note_change(store, victim->number);
     } else {
         spill_add(store, &now);
     }
 }
 
+/* One that could not be copied is tried after the others, which perhaps can. */
 static void put_back(struct store *store, const struct victim *victim)
 {
     struct table_shard *shard;
     struct object *object = table_lock_number(&store->table, victim->number, &shard);
     if (!object)
         return;
+    object->used = spill_now(store);
     struct object now = *object;
     table_unlock(shard);
     spill_add(store, &now);
@@ -387,34 +441,57 @@ bool spill_is_stopping(struct store *store)
     return store->spill.stop;
 }
 
-static void evict(struct store *store)
+/* What is to go next: pinned objects last. If none of them fits on disk, one is taken nevertheless,
+ * which then fails, for all to see. */
+static void pick_some(struct round *round, uint64_t bytes)
+{
+    round->room = disk_largest_room(&round->store->disk);
+    pick(round, bytes, false);
+    if (!round->count)
+        pick(round, bytes, true);
+    if (round->count)
+        return;
+    round->room = UINT64_MAX;
+    pick(round, 1, true);
+}
+
+/* Returns how long it has searched in vain at the end. */
+static uint64_t evict(struct store *store)
 {
     uint64_t high = spill_mark(store, SPILL_HIGH_WATERMARK),
              low = spill_mark(store, SPILL_LOW_WATERMARK);
     uint64_t used = spill_memory_used(store);
     if (used <= high)
-        return;
+        return 0;
     while (used > low && !spill_is_stopping(store) && disk_may_have_room(store)) {
         struct round round = {.store = store};
         uint64_t bytes = used - low < ROUND_BYTES ? used - low : ROUND_BYTES;
-        pick(&round, bytes, false);
+        uint64_t begin_ns = mob_monotonic_ns();
+        pick_some(&round, bytes);
         if (!round.count)
-            pick(&round, bytes, true);
+            return mob_monotonic_ns() - begin_ns;
         if (!run_round(&round))
-            return;
+            return 0;
         used = spill_memory_used(store);
     }
+    return 0;
 }
 
 /* Milliseconds until the next look; 0: when somebody says so. */
-static unsigned next_look(struct store *store)
+static unsigned next_look(struct store *store, uint64_t searched_ns)
 {
-    uint64_t used = spill_memory_used(store), high = spill_mark(store, SPILL_HIGH_WATERMARK);
-    if (used > high)
-        return 20; /* nothing can go now: all is open, or the disk is full */
-    if (!atomic_load(&store->staged))
+    uint64_t rest_ms = searched_ns / (1000000 / SEARCH_SHARE);
+    uint64_t used = spill_memory_used(store), high = grow_mark(store);
+    if (used > spill_mark(store, SPILL_HIGH_WATERMARK))
+        return rest_ms < 10     ? 10
+               : rest_ms < 1000 ? (unsigned)rest_ms
+                                : 1000; /* nothing can go now: all is open, or the disk is full */
+    store->spill.idle_looks = atomic_load(&store->staged) ? 0 : store->spill.idle_looks + 1;
+    if (store->spill.idle_looks > IDLE_LOOKS) {
+        store->spill.idle_looks = 0;
         return 0;
-    uint64_t pause = (high - used) / 2 / FASTEST_BYTES_PER_MS;
+    }
+    uint64_t pause = used > high ? 0 : (high - used) / 4 / FASTEST_BYTES_PER_MS;
     return pause < 1 ? 1 : pause > LONGEST_PAUSE_MS ? LONGEST_PAUSE_MS : (unsigned)pause;
 }
 
@@ -422,12 +499,15 @@ static void *evictor_main(void *argument)
 {
     struct store *store = argument;
     struct spill *spill = &store->spill;
+    spill_hurry();
     pthread_mutex_lock(&spill->lock);
     while (!spill->stop) {
         pthread_mutex_unlock(&spill->lock);
-        evict(store);
         grow_look(store);
-        unsigned pause_ms = next_look(store);
+        prune(store);
+        uint64_t searched_ns = evict(store);
+        grow_look(store);
+        unsigned pause_ms = next_look(store, searched_ns);
         pthread_mutex_lock(&spill->lock);
         if (spill->stop)
             break;
@@ -440,11 +520,12 @@ static void *evictor_main(void *argument)
             pthread_cond_timedwait(&spill->evictor_wake, &spill->lock, &until);
             continue;
         }
-        /* Who takes memory after this sees that nobody is awake; who did before was seen by
-         * next_look(), or is by the next one. */
+        /* Who takes memory after this sees that nobody is awake; who did before is seen here. */
         atomic_store(&spill->evictor_awake, false);
-        if (!atomic_load(&store->staged))
-            pthread_cond_wait(&spill->evictor_wake, &spill->lock);
+        if (!atomic_load(&store->staged) &&
+            spill_memory_used(store) <= spill_mark(store, SPILL_HIGH_WATERMARK))
+            while (!spill->stop && !atomic_load(&spill->evictor_awake))
+                pthread_cond_wait(&spill->evictor_wake, &spill->lock);
         atomic_store(&spill->evictor_awake, true);
     }
     pthread_mutex_unlock(&spill->lock);
@@ -479,22 +560,46 @@ static bool note_memory_only(void *argument, const struct object *object, uint64
     return listed->count < ROUND_OBJECTS;
 }
 
-errint_t spill_all(struct store *store)
+static bool note_copied(void *argument, const struct object *object, uint64_t next)
+{
+    struct listed *listed = argument;
+    (void)next;
+    if (object->tier == TIER_MEMORY && object->flags & OBJECT_ON_DISK)
+        listed->numbers[listed->count++] = object->file;
+    return listed->count < ROUND_OBJECTS;
+}
+
+/* The table still says that they are in memory; it is of no use any more. */
+static void drop_memory(struct store *store)
 {
     uint64_t cursor = 0;
     struct listed listed;
     do {
         listed.count = 0;
+        table_walk(&store->table, &cursor, note_copied, &listed);
+        for (size_t i = 0; i < listed.count; i++)
+            data_remove(store, listed.numbers[i]);
+    } while (listed.count);
+}
+
+errint_t spill_all(struct store *store)
+{
+    uint64_t cursor = 0;
+    struct listed listed;
+    errint_t error = 0; /* the first; the others are copied nevertheless */
+    do {
+        listed.count = 0;
         table_walk(&store->table, &cursor, note_memory_only, &listed);
-        struct round round = {.store = store, .all = true};
+        struct round round = {.store = store, .room = UINT64_MAX, .all = true};
         for (size_t i = 0; i < listed.count; i++) {
             uint32_t used = 0;
             choose(&round, listed.numbers[i], true, &used);
         }
         run_round(&round);
         for (size_t i = 0; i < round.count; i++)
-            if (round.victims[i].error)
-                return round.victims[i].error;
+            if (!error)
+                error = round.victims[i].error;
     } while (listed.count);
-    return 0;
+    drop_memory(store);
+    return error;
 }

@@ -14,8 +14,6 @@
 /* Objects come back only into what lies below: else they would push others out. */
 #define RESTORE_WATERMARK 0.70
 
-static const char restore_name[] = "restore";
-
 /* What is to be fetched, as the table has it. */
 struct target {
     uint64_t number, file, size;
@@ -219,11 +217,13 @@ struct waiter *fetch_cancel(struct store *store, uint64_t number, uint64_t token
 {
     struct spill *spill = &store->spill;
     cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
-    for (struct fetch *fetch = spill->fetches; fetch; fetch = fetch->next)
+    struct waiter *found = spill->current && spill->current->number == number
+                               ? take_waiter(spill->current, token)
+                               : NULL;
+    for (struct fetch *fetch = spill->fetches; fetch && !found; fetch = fetch->next)
         if (fetch->number == number)
-            return take_waiter(fetch, token);
-    return spill->current && spill->current->number == number ? take_waiter(spill->current, token)
-                                                              : NULL;
+            found = take_waiter(fetch, token);
+    return found;
 }
 
 struct blocked {
@@ -330,7 +330,7 @@ static errint_t keep_sums(struct store *store, const struct target *target,
     return error;
 }
 
-static void set_verified(struct store *store, uint64_t number, uint64_t verified_ns)
+void fetch_set_verified(struct store *store, uint64_t number, uint64_t verified_ns)
 {
     struct table_shard *shard;
     struct object *object = table_lock_number(&store->table, number, &shard);
@@ -347,10 +347,16 @@ static errint_t run_copy(struct store *store, struct spill_copy *copy)
     return copy->error;
 }
 
+static bool is_its_fault(errint_t error)
+{
+    return error != -ECANCELED && error != -ENOMEM && error != -EMFILE && error != -ENFILE;
+}
+
 static void verify(struct store *store, uint64_t number)
 {
     struct target target;
     struct stat before, after;
+    struct object_info info;
     bool found = false;
     cleanup_free struct spill_sum *sums = NULL;
     if (take_target(store, number, false, &target))
@@ -371,13 +377,17 @@ static void verify(struct store *store, uint64_t number)
         error = -errno;
     if (!error && !found)
         error = keep_sums(store, &target, sums);
-    if (error == -ECANCELED || error == -ENOENT || error == -ENOMEM || error == -ENOSPC)
-        return; /* not the object's fault: the next open tries again */
+    if (error == -ENOSPC) /* they are made at another time; what is committed stays readable */
+        error = 0;
+    if (error && (!is_its_fault(error) || store_info(store, number, &info)))
+        return; /* or it was freed: the next open tries again */
     if (error) {
         note_damage(store, &target, error, copy.bad_block);
+        if (store_info(store, number, &info))
+            fetch_forget(store, number); /* freed meanwhile */
     } else if (fetch_changed_ns(&before) == fetch_changed_ns(&after)) {
         fetch_forget(store, number);
-        set_verified(store, number, fetch_changed_ns(&after));
+        fetch_set_verified(store, number, fetch_changed_ns(&after));
     }
 }
 
@@ -396,10 +406,10 @@ static errint_t copy_to_memory(struct store *store, const struct target *target,
         from = disk_open_file(&store->disk, target->dir, target->file, O_RDONLY);
     if (from < 0)
         return from;
-    if (unlinkat(store->data_fd, restore_name, 0) < 0 && errno != ENOENT)
+    if (unlinkat(store->data_fd, SPILL_RESTORE_NAME, 0) < 0 && errno != ENOENT)
         return -errno;
-    *to = openat(store->data_fd, restore_name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW,
-                 0600);
+    *to = openat(store->data_fd, SPILL_RESTORE_NAME,
+                 O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (*to < 0)
         return -errno;
     struct spill_copy copy = {
@@ -413,8 +423,8 @@ static void enter_memory(struct store *store, const struct target *target, int f
     char name[DATA_NAME_BYTES];
     struct stat info;
     struct table_shard *shard;
-    if (fstat(fd, &info) < 0 ||
-        renameat(store->data_fd, restore_name, store->data_fd, data_name(target->file, name)) < 0)
+    if (fstat(fd, &info) < 0 || renameat(store->data_fd, SPILL_RESTORE_NAME, store->data_fd,
+                                         data_name(target->file, name)) < 0)
         return;
     uint32_t pages = (uint32_t)(info.st_blocks / (STORE_PAGE_BYTES / 512));
     struct object *object = table_lock_number(&store->table, target->number, &shard);
@@ -450,7 +460,7 @@ static void restore(struct store *store, uint64_t number)
         if (!error)
             enter_memory(store, &target, fd);
         else
-            unlinkat(store->data_fd, restore_name, 0);
+            unlinkat(store->data_fd, SPILL_RESTORE_NAME, 0);
     }
     struct object *object = table_lock_number(&store->table, number, &shard);
     if (object) {

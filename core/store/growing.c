@@ -1,7 +1,7 @@
 /* Growing files: moving units from memory to disk, and finishing that after a crash.
  *
- * A unit of a file that others write is moved in these steps. The server may be killed between any
- * two of them, or within one:
+ * A few units of a file that others write, a batch, are moved in these steps. The server may be
+ * killed between any two of them, or within one:
  *
  *   1 holes filled   Every page of the unit is there. It reads as before.
  *   2 copied         To disk, past the moved part: nobody reads that. Its hash is kept.
@@ -36,38 +36,23 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <time.h>
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 #include "core/store/growing_internal.h"
 #include "core/store/hold.h"
 
 enum {
-    DISK_BLOCK_BYTES = 4096,     /* as direct I/O wants it */
+    PAGE_BYTES = 4096,
+    DISK_BLOCK_BYTES = 4096, /* as direct I/O wants it */
+    HOLD_TIMEOUT_NS = 100000000,
     ZERO_PIECE_BYTES = 64 << 10, /* of a unit with holes, pieces of zeros are not written */
-    COMPARE_TRIES = 32,
 };
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
 #endif
 #ifndef SYS_cachestat
 #define SYS_cachestat 451
 #endif
-
-/* What a move works with. */
-struct move {
-    struct growing *growing;
-    struct growing_mover *mover;
-    int memory, direct; /* writable; direct: -1 = the disk file has no direct I/O */
-};
-
-/* The unit that is moved. `bytes`: less than a unit's at the end of the file. */
-struct unit {
-    uint64_t offset;
-    size_t bytes;
-};
 
 errint_t growing_init(struct growing *growing, int memory_fd, int disk_fd, bool exclusive,
                       const struct growing_state *state, growing_note *note, void *argument)
@@ -117,45 +102,27 @@ errint_t growing_settle(struct growing *growing)
     return error;
 }
 
-static struct growing_state state_after(const struct growing *growing, const struct unit *unit)
+static struct growing_state state_after(const struct growing *growing,
+                                        const struct growing_batch *batch)
 {
     struct growing_state state = growing->state;
-    uint64_t end = unit->offset + GROWING_UNIT_BYTES;
+    uint64_t end = growing_round_up(batch->offset + batch->bytes);
     state.intent = 0;
-    if (unit->offset == 0 && !growing->exclusive)
+    if (batch->offset == 0 && !growing->exclusive)
         state.head_moved = true;
     if (end > state.moved)
         state.moved = end;
     return state;
 }
 
-/* --- stopping the writers --- */
-
-/* They are slowed to what the disk takes: between two punches they wait. Where they can't be
- * stopped, they aren't. */
-static void hold_writers(const struct move *move)
-{
-    const uint64_t longest_ns = UINT64_C(100000000);
-    struct growing_mover *mover = move->mover;
-    if (mover->hold && !mover->held &&
-        hold_begin(mover->hold, move->growing->memory_fd, longest_ns, &mover->held))
-        mover->held = NULL;
-}
-
-static void release_writers(const struct move *move)
-{
-    if (move->mover->held)
-        hold_end(move->mover->held);
-    move->mover->held = NULL;
-}
-
 /* --- the disk file --- */
 
 /* Waits until it is on disk, as direct I/O does: an error after the punch would be too late. */
-static errint_t write_buffered(int fd, const unsigned char *buffer, const struct unit *unit)
+static errint_t write_buffered(int fd, const unsigned char *buffer,
+                               const struct growing_batch *batch)
 {
-    off_t offset = (off_t)unit->offset, bytes = (off_t)unit->bytes;
-    errint_t error = mob_pwrite_full(fd, buffer, unit->bytes, offset);
+    off_t offset = (off_t)batch->offset, bytes = (off_t)batch->bytes;
+    errint_t error = mob_pwrite_full(fd, buffer, batch->bytes, offset);
     if (error)
         return error;
     if (sync_file_range(fd, offset, bytes,
@@ -167,21 +134,22 @@ static errint_t write_buffered(int fd, const unsigned char *buffer, const struct
 }
 
 /* `buffer` has room for a whole unit. */
-static errint_t write_unit(const struct move *move, unsigned char *buffer, const struct unit *unit)
+static errint_t write_batch(const struct growing_move *move, unsigned char *buffer,
+                            const struct growing_batch *batch)
 {
     int disk_fd = move->growing->disk_fd;
-    size_t whole = (unit->bytes + DISK_BLOCK_BYTES - 1) / DISK_BLOCK_BYTES * DISK_BLOCK_BYTES;
+    size_t whole = (batch->bytes + DISK_BLOCK_BYTES - 1) / DISK_BLOCK_BYTES * DISK_BLOCK_BYTES;
     errint_t error = -EINVAL;
     if (move->direct >= 0) {
-        memset(buffer + unit->bytes, 0, whole - unit->bytes);
-        error = mob_pwrite_full(move->direct, buffer, whole, (off_t)unit->offset);
+        memset(buffer + batch->bytes, 0, whole - batch->bytes);
+        error = mob_pwrite_full(move->direct, buffer, whole, (off_t)batch->offset);
     }
     /* EINVAL also from the rest of a short count, which may be at any offset. */
     if (error == -EINVAL)
-        error = write_buffered(disk_fd, buffer, unit);
+        error = write_buffered(disk_fd, buffer, batch);
     /* Nothing may be left past the end of the file: it would show up when that grows. */
-    if (!error && unit->bytes < GROWING_UNIT_BYTES &&
-        ftruncate(disk_fd, (off_t)(unit->offset + unit->bytes)) < 0)
+    if (!error && batch->bytes % GROWING_UNIT_BYTES &&
+        ftruncate(disk_fd, (off_t)(batch->offset + batch->bytes)) < 0)
         error = -errno;
     return error;
 }
@@ -192,27 +160,27 @@ static bool is_zero(const unsigned char *buffer, size_t bytes)
 }
 
 /* A unit with holes: what is zero stays a hole on disk. */
-static errint_t write_sparse(const struct move *move, unsigned char *buffer,
-                             const struct unit *unit)
+static errint_t write_sparse(const struct growing_move *move, unsigned char *buffer,
+                             const struct growing_batch *batch)
 {
     int disk_fd = move->growing->disk_fd;
     errint_t error = 0;
-    if (unit->bytes < GROWING_UNIT_BYTES)
-        return write_unit(move, buffer, unit);
-    for (size_t done = 0; done < unit->bytes && !error;) {
+    if (batch->bytes < GROWING_UNIT_BYTES)
+        return write_batch(move, buffer, batch);
+    for (size_t done = 0; done < batch->bytes && !error;) {
         size_t piece = 0;
-        while (done + piece < unit->bytes && is_zero(buffer + done + piece, ZERO_PIECE_BYTES))
+        while (done + piece < batch->bytes && is_zero(buffer + done + piece, ZERO_PIECE_BYTES))
             piece += ZERO_PIECE_BYTES;
         if (piece)
-            error = growing_clear_disk(disk_fd, unit->offset + done, piece);
+            error = growing_clear_disk(disk_fd, batch->offset + done, piece);
         done += piece;
-        if (done >= unit->bytes || error)
+        if (done >= batch->bytes || error)
             break;
-        struct unit part = {unit->offset + done, ZERO_PIECE_BYTES};
+        struct growing_batch part = {batch->offset + done, ZERO_PIECE_BYTES};
         error = mob_pwrite_full(disk_fd, buffer + done, part.bytes, (off_t)part.offset);
         done += part.bytes;
     }
-    if (!error && sync_file_range(disk_fd, (off_t)unit->offset, (off_t)unit->bytes,
+    if (!error && sync_file_range(disk_fd, (off_t)batch->offset, (off_t)batch->bytes,
                                   SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
                                       SYNC_FILE_RANGE_WAIT_AFTER) < 0)
         error = -errno;
@@ -223,11 +191,11 @@ static errint_t write_sparse(const struct move *move, unsigned char *buffer,
 
 /* Whether there are pages in the unit, although it reads as a hole: room that was allocated. Where
  * the kernel can't say: perhaps. */
-static bool may_have_pages(int fd, const struct unit *unit)
+static bool may_have_pages(int fd, const struct growing_batch *batch)
 {
     struct {
         uint64_t offset, bytes;
-    } range = {unit->offset, GROWING_UNIT_BYTES};
+    } range = {batch->offset, GROWING_UNIT_BYTES};
     struct {
         uint64_t cached, dirty, written_back, evicted, recently_evicted;
     } counts;
@@ -236,50 +204,48 @@ static bool may_have_pages(int fd, const struct unit *unit)
     return counts.cached || counts.evicted;
 }
 
-/* Reading through a mapping makes pages of holes, and leaves what is there. */
-static errint_t fill_holes(int fd, const struct unit *unit)
+/* Write faults make pages of holes, and leave what is there. (Read faults as well, but theirs are
+ * clean: the kernel may drop them again before they are frozen.) */
+static errint_t fill_holes(int fd, const struct growing_batch *batch)
 {
-    bool hole;
-    void *map = mmap(NULL, unit->bytes, PROT_READ, MAP_SHARED, fd, (off_t)unit->offset);
+    void *map =
+        mmap(NULL, batch->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)batch->offset);
     if (map == MAP_FAILED)
         return -errno;
-    errint_t error = madvise(map, unit->bytes, MADV_POPULATE_READ) < 0 ? -errno : 0;
-    munmap(map, unit->bytes);
-    if (error == -EFAULT)
-        error = -ENOSPC; /* a SIGBUS, had we touched it */
-    if (!error)
-        error = growing_has_hole(fd, unit->offset, unit->offset + unit->bytes, &hole);
-    return error ? error : hole ? -EIO : 0;
+    errint_t error = madvise(map, batch->bytes, MADV_POPULATE_WRITE) < 0 ? -errno : 0;
+    munmap(map, batch->bytes);
+    return error == -EFAULT ? -ENOSPC : error; /* a SIGBUS, had we touched it */
 }
 
-static errint_t copy_unit(const struct move *move, const struct unit *unit, bool sparse)
+static errint_t copy_batch(const struct growing_move *move, const struct growing_batch *batch,
+                           bool sparse)
 {
     unsigned char *buffer = move->mover->buffer;
     ssize_t got =
-        mob_pread_full(move->growing->memory_fd, buffer, unit->bytes, (off_t)unit->offset);
+        mob_pread_full(move->growing->memory_fd, buffer, batch->bytes, (off_t)batch->offset);
     if (got < 0)
         return (errint_t)got;
-    if ((size_t)got != unit->bytes)
+    if ((size_t)got != batch->bytes)
         return -EIO;
-    return sparse ? write_sparse(move, buffer, unit) : write_unit(move, buffer, unit);
+    return sparse ? write_sparse(move, buffer, batch) : write_batch(move, buffer, batch);
 }
 
 /* The unit is punched, the lock is held: brings the disk file up to date from the pipes. `sum` is
  * of what is on disk, NULL = not known. */
-static errint_t finish_unit(const struct move *move, const struct unit *unit,
-                            const XXH128_hash_t *sum)
+errint_t growing_finish_batch(const struct growing_move *move, const struct growing_batch *batch,
+                              const XXH128_hash_t *sum)
 {
     struct growing *growing = move->growing;
     unsigned char *buffer = move->mover->buffer;
-    struct growing_state after = state_after(growing, unit);
-    errint_t error = growing_read_frozen(move->mover, buffer, unit->bytes);
-    if (!error && (!sum || !XXH128_isEqual(XXH3_128bits(buffer, unit->bytes), *sum)))
-        error = write_unit(move, buffer, unit);
-    if (!error && unit->bytes < GROWING_UNIT_BYTES) {
+    struct growing_state after = state_after(growing, batch);
+    errint_t error = growing_read_frozen(move->mover, buffer, batch->bytes);
+    if (!error && (!sum || !XXH128_isEqual(XXH3_128bits(buffer, batch->bytes), *sum)))
+        error = write_batch(move, buffer, batch);
+    if (!error && batch->bytes % GROWING_UNIT_BYTES) {
         /* A write past the end that we froze may have been punched. */
         uint64_t size;
         error = growing_size(growing->memory_fd, &size);
-        after.torn |= !error && size > unit->offset + unit->bytes;
+        after.torn |= !error && size > batch->offset + batch->bytes;
     }
     if (error)
         return error;
@@ -288,8 +254,7 @@ static errint_t finish_unit(const struct move *move, const struct unit *unit,
     return 0;
 }
 
-/* The state is what it should be: notes it, then lets the pages go. */
-static errint_t release_unit(struct growing *growing, struct growing_mover *mover)
+errint_t growing_release_batch(struct growing *growing, struct growing_mover *mover)
 {
     mover->busy = growing;
     errint_t error = growing_settle(growing);
@@ -300,78 +265,158 @@ static errint_t release_unit(struct growing *growing, struct growing_mover *move
     return error;
 }
 
-static errint_t punch_unit(const struct move *move, const struct unit *unit,
-                           const XXH128_hash_t *sum)
+static errint_t punch_batch(const struct growing_move *move, const struct growing_batch *batch,
+                            const XXH128_hash_t *sum)
 {
     struct growing *growing = move->growing;
     cleanup_growing pthread_rwlock_t *held = growing_lock_alone(growing);
-    release_writers(move); /* the punch takes the file's lock */
-    errint_t error = growing_punch_fd(move->memory, unit->offset, GROWING_UNIT_BYTES);
+    uint64_t intent = growing_round_up(batch->offset + batch->bytes);
+    errint_t error = growing_punch_fd(move->memory, batch->offset, intent - batch->offset);
     if (error) {
-        growing->state.intent = 0;
         return error;
     }
+    growing->state.intent = intent;
     growing->punched = true;
-    hold_writers(move);
-    return finish_unit(move, unit, sum);
+    /* Again, so that the writer gets on between two batches by little more than a write. */
+    struct hold_token *token = NULL;
+    if (!move->mover->hold || hold_begin(move->mover->hold, move->growing->memory_fd, HOLD_ANYWHERE,
+                                         HOLD_TIMEOUT_NS, &token))
+        token = NULL;
+    error = growing_finish_batch(move, batch, sum);
+    if (token)
+        hold_end(token);
+    return error;
 }
 
-/* The steps 3 to 8. */
-static errint_t freeze_unit(const struct move *move, const struct unit *unit)
+/* The steps 1 to 4. */
+static errint_t freeze_batch(const struct growing_move *move, const struct growing_batch *batch,
+                             bool sparse, XXH128_hash_t *sum)
+{
+    struct growing *growing = move->growing;
+    struct growing_state state = growing->state;
+    uint64_t filled = UINT64_MAX;
+    errint_t error = 0;
+    if (sparse)
+        error = fill_holes(move->memory, batch);
+    if (sparse && !error)
+        error = growing_find_hole(growing->memory_fd, batch->offset, &filled);
+    if (!error && filled < batch->offset + batch->bytes)
+        error = -EIO;
+    if (!error)
+        error = copy_batch(move, batch, sparse);
+    if (error)
+        return error;
+    *sum = XXH3_128bits(move->mover->buffer, batch->bytes);
+    error = growing_freeze(move->mover->pipes, growing->memory_fd, batch->offset, batch->bytes);
+    state.intent = growing_round_up(batch->offset + batch->bytes);
+    /* It is only noted: who waits for a hold to end may have the lock of the state. */
+    if (!error)
+        error = growing->note(growing->argument, &state);
+    errint_t left = error ? growing_drain(move->mover) : 0;
+    return left ? left : error;
+}
+
+/* While the file is held, nothing here may look for its data or holes, or take our lock: a batch
+ * with holes is moved without. */
+static errint_t freeze_held(const struct growing_move *move, const struct growing_batch *batch,
+                            bool sparse, XXH128_hash_t *sum)
+{
+    struct hold_token *token = NULL;
+    if (sparse || !move->mover->hold ||
+        hold_begin(move->mover->hold, move->growing->memory_fd, batch->offset, HOLD_TIMEOUT_NS,
+                   &token))
+        token = NULL;
+    errint_t error = freeze_batch(move, batch, sparse, sum);
+    if (token)
+        hold_end(token);
+    return error;
+}
+
+static errint_t move_shared(const struct growing_move *move, const struct growing_batch *batch,
+                            bool sparse)
 {
     struct growing *growing = move->growing;
     struct growing_mover *mover = move->mover;
-    XXH128_hash_t sum = XXH3_128bits(mover->buffer, unit->bytes);
-    struct growing_state state = growing->state;
-    state.intent = unit->offset + GROWING_UNIT_BYTES;
-    errint_t error = growing_freeze(mover->pipes, growing->memory_fd, unit->offset, unit->bytes);
-    if (!error)
-        error = growing_announce(growing, &state);
-    if (error) {
-        errint_t left = growing_drain(mover);
-        return left ? left : error;
-    }
-    error = punch_unit(move, unit, &sum);
+    XXH128_hash_t sum;
+    errint_t error = freeze_held(move, batch, sparse, &sum);
+    if (error)
+        return error;
+    error = punch_batch(move, batch, &sum);
     if (growing->punched) {
         mover->busy = growing;
         return error;
     }
-    errint_t unsettled = release_unit(growing, mover);
+    errint_t unsettled = growing_release_batch(growing, mover);
     return error ? error : unsettled;
 }
 
-static errint_t move_unit(const struct move *move, const struct unit *unit)
+static errint_t move_alone(const struct growing_move *move, const struct growing_batch *batch,
+                           bool sparse)
+{
+    struct growing_state after = state_after(move->growing, batch);
+    uint64_t end = growing_round_up(batch->offset + batch->bytes);
+    errint_t error = copy_batch(move, batch, sparse);
+    if (!error)
+        error = growing_announce(move->growing, &after);
+    if (!error)
+        error = growing_punch_fd(move->memory, batch->offset, end - batch->offset);
+    return error;
+}
+
+static errint_t pass_hole(const struct growing_move *move, const struct growing_batch *batch)
 {
     struct growing *growing = move->growing;
-    int fd = growing->memory_fd;
-    uint64_t end = unit->offset + unit->bytes, data;
-    struct growing_state after = state_after(growing, unit);
-    bool sparse;
-    errint_t error = growing_find_data(fd, unit->offset, &data);
+    struct growing_state after = state_after(growing, batch);
+    errint_t error = growing_clear_disk(growing->disk_fd, batch->offset, GROWING_UNIT_BYTES);
+    if (!error)
+        error = growing_announce(growing, &after);
+    if (!error && growing->exclusive)
+        error = growing_punch_fd(move->memory, batch->offset, GROWING_UNIT_BYTES);
+    return error;
+}
+
+/* Whether the first unit of the batch has holes, and is nothing but one. Then it is the batch; else
+ * that ends before the first unit that has. */
+static errint_t find_holes(struct growing_move *move, struct growing_batch *batch, bool *sparse,
+                           bool *hole)
+{
+    int fd = move->growing->memory_fd;
+    uint64_t end = batch->offset + batch->bytes, data;
+    errint_t error = 0;
+    *sparse = *hole = false;
+    if (move->dense_until < end)
+        error = growing_find_hole(fd, batch->offset, &move->dense_until);
+    if (error || move->dense_until >= end)
+        return error;
+    size_t dense = (size_t)(move->dense_until - batch->offset);
+    *sparse = dense < GROWING_UNIT_BYTES;
+    if (!*sparse)
+        batch->bytes = dense - dense % GROWING_UNIT_BYTES;
+    else if (batch->bytes > GROWING_UNIT_BYTES)
+        batch->bytes = GROWING_UNIT_BYTES;
+    if (dense)
+        return 0;
+    error = growing_find_data(fd, batch->offset, &data);
+    *hole = data >= batch->offset + batch->bytes &&
+            (move->growing->exclusive || !may_have_pages(fd, batch));
+    return error;
+}
+
+static errint_t move_batch(struct growing_move *move, struct growing_batch batch)
+{
+    bool sparse, hole;
+    errint_t error = find_holes(move, &batch, &sparse, &hole);
     if (error)
         return error;
-    if (data >= end && (growing->exclusive || !may_have_pages(fd, unit))) {
-        error = growing_clear_disk(growing->disk_fd, unit->offset, GROWING_UNIT_BYTES);
-        if (!error)
-            error = growing_announce(growing, &after);
-        if (!error && growing->exclusive)
-            error = growing_punch_fd(move->memory, unit->offset, GROWING_UNIT_BYTES);
-        return error;
-    }
-    error = growing_has_hole(fd, unit->offset, end, &sparse);
-    if (!error && sparse && !growing->exclusive)
-        error = fill_holes(fd, unit);
-    if (!error)
-        error = copy_unit(move, unit, sparse);
-    if (error || !growing->exclusive)
-        return error ? error : freeze_unit(move, unit);
-    error = growing_announce(growing, &after);
-    return error ? error : growing_punch_fd(move->memory, unit->offset, GROWING_UNIT_BYTES);
+    if (hole)
+        return pass_hole(move, &batch);
+    return move->growing->exclusive ? move_alone(move, &batch, sparse)
+                                    : move_shared(move, &batch, sparse);
 }
 
 /* --- moving --- */
 
-static errint_t explain(errint_t error, struct mob_error *err)
+errint_t growing_explain(errint_t error, struct mob_error *err)
 {
     return mob_error_set(err, error, "can't move a file that is being written to disk: %s",
                          strerror(-error));
@@ -382,7 +427,7 @@ static errint_t check_torn(struct growing *growing, struct mob_error *err)
     bool torn;
     errint_t error = growing_is_torn(growing, &torn);
     if (error)
-        return explain(error, err);
+        return growing_explain(error, err);
     if (!torn)
         return 0;
     return mob_error_set(
@@ -391,16 +436,18 @@ static errint_t check_torn(struct growing *growing, struct mob_error *err)
         "with less memory than the file is large, it can only be written in order");
 }
 
-static void move_end(struct move *move)
+void growing_move_close(struct growing_move *move)
 {
     mob_cleanup_fd(&move->memory);
     mob_cleanup_fd(&move->direct);
 }
 
-static errint_t move_open(struct move *move, struct growing *growing, struct growing_mover *mover)
+errint_t growing_move_open(struct growing_move *move, struct growing *growing,
+                           struct growing_mover *mover)
 {
     char path[40];
-    *move = (struct move){growing, mover, growing_open_memory(growing), -1};
+    *move = (struct growing_move){
+        .growing = growing, .mover = mover, .memory = growing_open_memory(growing), .direct = -1};
     if (move->memory < 0)
         return move->memory;
     snprintf(path, sizeof path, "/proc/self/fd/%d", growing->disk_fd);
@@ -408,56 +455,64 @@ static errint_t move_open(struct move *move, struct growing *growing, struct gro
     return 0;
 }
 
-static errint_t move_begin(struct move *move, struct growing *growing, struct growing_mover *mover)
+static errint_t move_begin(struct growing_move *move, struct growing *growing,
+                           struct growing_mover *mover)
 {
-    *move = (struct move){growing, mover, -1, -1};
+    *move = (struct growing_move){.growing = growing, .mover = mover, .memory = -1, .direct = -1};
     if (growing->state.intent || growing->unnoted || mover->busy)
         return -EBUSY;
     if (!growing->exclusive && !mover->pipes)
         return -EINVAL;
     errint_t error = mover->pipes && !growing->exclusive ? growing_drain(mover) : 0;
-    return error ? error : move_open(move, growing, mover);
+    return error ? error : growing_move_open(move, growing, mover);
 }
 
-static uint64_t next_unit(const struct growing *growing)
+static struct growing_batch batch_at(uint64_t offset, uint64_t end)
 {
-    uint64_t begin = growing_begin(growing);
-    return growing->state.moved > begin ? growing->state.moved : begin;
+    uint64_t left = end - offset;
+    if (left > GROWING_BATCH_BYTES)
+        left = GROWING_BATCH_BYTES;
+    return (struct growing_batch){offset, (size_t)left};
 }
 
-/* Not the part that the writer is at: where there is a hole, and no data behind it. */
-static errint_t is_movable(const struct growing *growing, const struct unit *unit, bool *movable)
+/* Not the part that the writer is at: there is data behind. (Holes in the unit itself tell nothing:
+ * a huge page is there as a whole when its first byte is written.) */
+static errint_t cut_to_movable(struct growing_move *move, struct growing_batch *batch)
 {
-    uint64_t end = unit->offset + unit->bytes, data;
-    bool hole;
-    errint_t error = growing_find_data(growing->memory_fd, end, &data);
-    if (!error && data == UINT64_MAX) {
-        error = growing_has_hole(growing->memory_fd, unit->offset, end, &hole);
-        *movable = !error && !hole;
-    } else {
-        *movable = !error;
+    uint64_t data = UINT64_MAX;
+    errint_t error = 0;
+    while (batch->bytes && move->data < batch->offset + batch->bytes && !error) {
+        error = growing_find_data(move->growing->memory_fd, batch->offset + batch->bytes, &data);
+        if (data != UINT64_MAX)
+            move->data = data;
+        else
+            batch->bytes -= GROWING_UNIT_BYTES;
     }
     return error;
 }
 
-static errint_t move_units(const struct move *move, uint64_t until)
+static errint_t move_units(struct growing_move *move, uint64_t until)
 {
     struct growing *growing = move->growing;
-    uint64_t size;
+    uint64_t size, data = UINT64_MAX;
     errint_t error = growing_size(growing->memory_fd, &size);
     if (until > size)
         until = size;
+    /* In a file that is written from its beginning to its end this one look is enough. */
+    if (!error && size)
+        error = growing_find_data(growing->memory_fd, (size - 1) / PAGE_BYTES * PAGE_BYTES, &data);
+    if (!error && data != UINT64_MAX)
+        move->data = data;
     while (!error) {
-        struct unit unit = {next_unit(growing), GROWING_UNIT_BYTES};
-        bool movable = unit.offset < until && until - unit.offset >= GROWING_UNIT_BYTES;
-        if (movable)
-            error = is_movable(growing, &unit, &movable);
-        if (error || !movable)
+        uint64_t begin = growing_next(growing);
+        struct growing_batch batch = batch_at(begin, until > begin ? until : begin);
+        batch.bytes -= batch.bytes % GROWING_UNIT_BYTES;
+        error = batch.bytes ? cut_to_movable(move, &batch) : 0;
+        if (error || !batch.bytes)
             break;
         if (atomic_load(&move->mover->cancelled))
             return -ECANCELED;
-        hold_writers(move);
-        error = move_unit(move, &unit);
+        error = move_batch(move, batch);
     }
     return error;
 }
@@ -468,24 +523,16 @@ errint_t growing_move(struct growing *growing, struct growing_mover *mover, uint
     errint_t error = check_torn(growing, err);
     if (error)
         return error;
-    struct move move;
+    struct growing_move move;
     error = move_begin(&move, growing, mover);
     if (!error)
         error = move_units(&move, until);
-    release_writers(&move);
-    move_end(&move);
-    return error ? explain(error, err) : 0;
-}
-
-static struct unit unit_at(uint64_t offset, uint64_t size)
-{
-    uint64_t left = size - offset;
-    return (struct unit){offset,
-                         left < GROWING_UNIT_BYTES ? (size_t)left : (size_t)GROWING_UNIT_BYTES};
+    growing_move_close(&move);
+    return error ? growing_explain(error, err) : 0;
 }
 
 /* The end of the file may still move away; a unit that was not whole and grew is a tear. */
-static errint_t move_rest(const struct move *move)
+static errint_t move_rest(struct growing_move *move)
 {
     struct growing *growing = move->growing;
     uint64_t size;
@@ -493,16 +540,17 @@ static errint_t move_rest(const struct move *move)
         errint_t error = growing_size(growing->memory_fd, &size);
         if (error)
             return error;
-        uint64_t offset = next_unit(growing);
+        uint64_t offset = growing_next(growing);
         if (offset >= size) {
             if (growing_begin(growing) == 0 || size == 0)
                 break;
-            offset = 0; /* the head */
+            offset = move->dense_until = 0;
+            size = size < GROWING_UNIT_BYTES ? size : GROWING_UNIT_BYTES; /* the head */
         }
         if (atomic_load(&move->mover->cancelled))
             return -ECANCELED;
-        struct unit unit = unit_at(offset, size);
-        error = move_unit(move, &unit);
+        struct growing_batch batch = batch_at(offset, size);
+        error = move_batch(move, batch);
         if (error || growing->state.torn)
             return error;
     }
@@ -515,125 +563,10 @@ errint_t growing_assemble(struct growing *growing, struct growing_mover *mover,
     errint_t error = check_torn(growing, err);
     if (error)
         return error;
-    struct move move;
+    struct growing_move move;
     error = move_begin(&move, growing, mover);
     if (!error)
         error = move_rest(&move);
-    move_end(&move);
-    return error ? explain(error, err) : check_torn(growing, err);
-}
-
-/* --- after a crash --- */
-
-static errint_t was_punched(const struct move *move, const struct unit *unit, bool *punched)
-{
-    const struct growing *growing = move->growing;
-    unsigned char *frozen = move->mover->buffer, *other = frozen + GROWING_UNIT_BYTES;
-    *punched = true;
-    if (growing->punched)
-        return 0;
-    errint_t error =
-        growing_has_hole(growing->memory_fd, unit->offset, unit->offset + unit->bytes, punched);
-    if (error || *punched)
-        return error;
-    for (int i = 0; i < COMPARE_TRIES; i++) {
-        error = growing_read_frozen(move->mover, frozen, unit->bytes);
-        if (error)
-            return error;
-        ssize_t got = mob_pread_full(growing->memory_fd, other, unit->bytes, (off_t)unit->offset);
-        if (got < 0)
-            return (errint_t)got;
-        if ((size_t)got == unit->bytes && memcmp(frozen, other, unit->bytes) == 0)
-            return 0;
-        error = growing_read_frozen(move->mover, other, unit->bytes);
-        if (error || memcmp(frozen, other, unit->bytes) != 0)
-            return error;
-        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-    }
-    *punched = true;
-    return 0;
-}
-
-static errint_t resume_out(const struct move *move, struct mob_error *err)
-{
-    struct growing *growing = move->growing;
-    struct unit unit = {growing->state.intent - GROWING_UNIT_BYTES, 0};
-    bool punched;
-    errint_t error = growing_frozen_bytes(move->mover->pipes, &unit.bytes);
-    if (error)
-        return error;
-    if (unit.bytes == 0) {
-        struct growing_state state = growing->state;
-        state.intent = 0;
-        state.torn = true;
-        error = growing_announce(growing, &state);
-        return error ? error
-                     : mob_error_set(err, -EIO, "a part of the file was lost on its way to disk");
-    }
-    error = was_punched(move, &unit, &punched);
-    if (error)
-        return error;
-    {
-        cleanup_growing pthread_rwlock_t *held = growing_lock_alone(growing);
-        growing->punched = punched;
-        if (punched)
-            error = finish_unit(move, &unit, NULL);
-        else
-            growing->state.intent = 0;
-    }
-    return error ? error : release_unit(growing, move->mover);
-}
-
-/* The unit is on disk as well: nothing was written to it in memory but what came from there. */
-static errint_t resume_back(const struct move *move)
-{
-    struct growing *growing = move->growing;
-    {
-        cleanup_growing pthread_rwlock_t *held = growing_lock_alone(growing);
-        errint_t error = growing_punch_fd(move->memory, growing->state.intent - GROWING_UNIT_BYTES,
-                                          GROWING_UNIT_BYTES);
-        if (error)
-            return error;
-        growing->state.intent = 0;
-    }
-    return growing_settle(growing);
-}
-
-static errint_t resume(const struct move *move, struct mob_error *err)
-{
-    struct growing *growing = move->growing;
-    const struct growing_state *state = &growing->state;
-    uint64_t data;
-    errint_t error = 0;
-    if (growing->unnoted)
-        error = move->mover->busy == growing ? release_unit(growing, move->mover)
-                                             : growing_settle(growing);
-    if (!error && state->intent) {
-        uint64_t offset = state->intent - GROWING_UNIT_BYTES;
-        bool back = offset >= growing_begin(growing) && offset < state->moved;
-        error = back ? resume_back(move) : resume_out(move, err);
-    }
-    if (!error && growing->exclusive) {
-        error = growing_find_data(growing->memory_fd, 0, &data);
-        if (!error && data < state->moved)
-            error = growing_punch_fd(move->memory, 0, state->moved);
-    }
-    return error ? error : growing_cut_disk(growing);
-}
-
-errint_t growing_resume(struct growing *growing, struct growing_mover *mover, struct mob_error *err)
-{
-    struct move move = {growing, mover, -1, -1};
-    struct mob_error told = {0};
-    errint_t error = mover->busy && mover->busy != growing && growing->state.intent ? -EBUSY : 0;
-    if (!error && growing->state.intent && !growing->exclusive && !mover->pipes)
-        error = -EINVAL;
-    if (!error)
-        error = move_open(&move, growing, mover);
-    if (!error)
-        error = resume(&move, &told);
-    move_end(&move);
-    if (!error)
-        return 0;
-    return told.code ? mob_error_set(err, error, "%s", told.message) : explain(error, err);
+    growing_move_close(&move);
+    return error ? growing_explain(error, err) : check_torn(growing, err);
 }

@@ -7,15 +7,16 @@
  * and the disk file is the whole content. A later write into the moved part leaves data where there
  * must be none: the file is torn then, which is always noticed and never guessed.
  *
- * It moves whole, aligned units: a huge page of which only a part is punched is zeroed in place,
- * a whole one is removed. The first unit, the head, stays in memory until the file is assembled:
- * programs rewrite headers there.
+ * It moves whole, aligned units, a few at a time: a huge page of which only a part is punched is
+ * zeroed in place, a whole one is removed. The first unit, the head, stays in memory until the file
+ * is assembled: programs rewrite headers there.
  *
  * In exclusive mode (no passthrough) all writes come through growing_write() and the caller holds
  * a lock that excludes them from moves: nothing can be torn, and the head is like any other unit.
  *
- * What must not happen to the tmpfs file but by the functions here: mapping it shared and writable,
- * truncating it, punching it. (Writers open it O_WRONLY, so they can't map it.)
+ * What must not happen to the tmpfs file but by the functions here: mapping it (for
+ * reading, too: that makes pages of holes, which the kernel may drop again), truncating it,
+ * punching it. Writers open it O_WRONLY, so they can't map it.
  *
  * Threads: one thread at a time calls the functions that change something (move, resume, write,
  * truncate, punch, assemble) for a file, and only one file is moved at a time with a set of pipes:
@@ -32,17 +33,20 @@
 
 #include "core/base/error.h"
 
-enum { GROWING_UNIT_BYTES = 2 << 20 };
+enum {
+    GROWING_UNIT_BYTES = 2 << 20,
+    GROWING_BATCH_BYTES = 4 * GROWING_UNIT_BYTES, /* what is moved at a time, at most */
+};
 
 /* --- pipes and mover --- */
 
-enum { GROWING_PIPES = 2 }; /* a unit takes two pipes of 1 MiB */
+enum { GROWING_PIPES = 8 }; /* of 1 MiB, for a batch */
 
 /* What outlives the server: its parent makes them once, every server inherits them. A pipe pins the
- * pages of the unit that is being moved, and so keeps what was written until the last moment. */
+ * pages of the units that are being moved, and so keeps what was written until the last moment. */
 struct growing_pipes {
-    int frozen[GROWING_PIPES][2]; /* the pages of the unit */
-    int copy[GROWING_PIPES][2];   /* the same, to be read */
+    int frozen[GROWING_PIPES][2]; /* the pages of the batch */
+    int copy[2];                  /* the same, one after the other, to be read */
 };
 
 /* Makes the pipes, close-on-exec and non-blocking. -EOPNOTSUPP and a sentence where units can't be
@@ -53,17 +57,15 @@ void growing_pipes_close(struct growing_pipes *pipes);
 
 struct growing;
 struct hold;
-struct hold_token;
 
 /* What moving takes: one for each thread that moves. */
 struct growing_mover {
     struct growing_pipes *pipes; /* NULL: for files in exclusive mode only */
-    unsigned char *buffer;       /* two units, aligned for direct I/O */
+    unsigned char *buffer;       /* two batches, aligned for direct I/O */
     int null_fd;                 /* where pipes are emptied into, without a copy */
+    struct hold *hold;           /* the caller's, may be NULL: see growing_move() */
     struct growing *busy;        /* whose pages are in the pipes after a move that failed halfway */
-    struct hold *hold; /* not NULL: writers are stopped during a move, but for the punch */
-    struct hold_token *held;
-    atomic_bool cancelled; /* set by any thread: growing_move() ends after the unit it is at */
+    atomic_bool cancelled; /* set by any thread: growing_move() ends after the batch it is at */
 };
 
 /* The pipes stay the caller's and must outlive the mover. -ENOMEM, -EMFILE. */
@@ -77,8 +79,8 @@ void growing_mover_close(struct growing_mover *mover);
 /* What a successor must get back. All zero for a new file. */
 struct growing_state {
     uint64_t moved;  /* [head, moved) is on disk; a multiple of the unit, may be past the size */
-    uint64_t intent; /* end of the unit in motion, 0 = none: back to memory if it is in the moved
-                      * part, else to disk */
+    uint64_t intent; /* end of what is in motion, 0 = none: if that is in the moved part, its last
+                      * unit, back to memory; else what is behind it, or the head, to disk */
     bool head_moved; /* the moved part begins at 0, not after the head */
     bool torn;       /* found torn in a way that the tmpfs file doesn't show for ever */
 };
@@ -97,7 +99,7 @@ struct growing {
     pthread_rwlock_t lock;      /* of what is below: held for writing while bytes change place */
     struct growing_state state; /* as stored, but for `unnoted` */
     bool unnoted;               /* the state went on and its note failed */
-    bool punched;               /* the unit at `intent` is nowhere but in the pipes */
+    bool punched;               /* what is in motion is nowhere but in the pipes */
 };
 
 /* memory_fd is readable: with passthrough nothing else, so that a read lease on the file is
@@ -119,13 +121,17 @@ void growing_destroy(struct growing *growing);
 MOB_MUST_CHECK errint_t growing_resume(struct growing *growing, struct growing_mover *mover,
                                        struct mob_error *err);
 
-/* Moves whole units that end at or before `until`, one after the other, as long as there is more
- * data behind them or they have no hole (the part that the writer is at stays). 0: moved what could
- * be; growing_moved() says how far. -ECANCELED, -ENOSPC (disk full; or, where a unit has holes,
- * memory), -EIO and others: the unit is where it was, unless the error came after the punch: then
- * growing_resume() must succeed before anything else can be changed (reads of that unit fail with
- * -EIO until then, others go on). -EBUSY: that is pending, here or at another file of this mover.
- * The file must not be held (hold.h): a punch waits for the end of a hold. */
+/* Moves whole units that end at or before `until`, one after the other, as long as there is data
+ * behind them (the part that the writer is at stays, also in a file that was made long first). 0:
+ * moved what could be; growing_moved() says how far. -ECANCELED, -ENOSPC (disk full; or, where a
+ * unit has holes, memory), -EIO and others: they are where they were, unless the error came after
+ * the punch: then growing_resume() must succeed before anything else can be changed (reads of what
+ * is in motion fail with -EIO until then, others go on). -EBUSY: that is pending, here or at
+ * another file of this mover. With `mover->hold` the writers of the file are held while units are
+ * copied, so that one who is faster than the disk doesn't fill the memory: they go on while these
+ * are punched. (Where a hold can't be had, it goes without.) note() is then called with the file
+ * held, and must not wait for anybody who looks at it. It may be set and unset in note(). Nobody
+ * else may hold the file: a punch waits for the end of a hold. */
 MOB_MUST_CHECK errint_t growing_move(struct growing *growing, struct growing_mover *mover,
                                      uint64_t until, struct mob_error *err);
 

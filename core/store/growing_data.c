@@ -10,6 +10,7 @@
 errint_t growing_size(int fd, uint64_t *size)
 {
     struct stat info;
+    *size = 0;
     if (fstat(fd, &info) < 0)
         return -errno;
     *size = (uint64_t)info.st_size;
@@ -19,18 +20,22 @@ errint_t growing_size(int fd, uint64_t *size)
 errint_t growing_find_data(int fd, uint64_t offset, uint64_t *at)
 {
     off_t found = lseek(fd, (off_t)offset, SEEK_DATA);
+    *at = UINT64_MAX;
     if (found < 0 && errno != ENXIO)
         return -errno;
-    *at = found < 0 ? UINT64_MAX : (uint64_t)found;
+    if (found >= 0)
+        *at = (uint64_t)found;
     return 0;
 }
 
-errint_t growing_has_hole(int fd, uint64_t offset, uint64_t end, bool *hole)
+errint_t growing_find_hole(int fd, uint64_t offset, uint64_t *at)
 {
     off_t found = lseek(fd, (off_t)offset, SEEK_HOLE);
+    *at = offset;
     if (found < 0 && errno != ENXIO)
         return -errno;
-    *hole = found < 0 || (uint64_t)found < end;
+    if (found >= 0)
+        *at = (uint64_t)found;
     return 0;
 }
 
@@ -85,6 +90,18 @@ uint64_t growing_begin(const struct growing *growing)
     return growing->exclusive || growing->state.head_moved ? 0 : GROWING_UNIT_BYTES;
 }
 
+uint64_t growing_next(const struct growing *growing)
+{
+    uint64_t begin = growing_begin(growing);
+    return growing->state.moved > begin ? growing->state.moved : begin;
+}
+
+uint64_t growing_motion(const struct growing *growing)
+{
+    uint64_t next = growing_next(growing);
+    return growing->state.intent <= next ? 0 : next;
+}
+
 uint64_t growing_moved(struct growing *growing)
 {
     cleanup_growing pthread_rwlock_t *held = growing_lock_shared(growing);
@@ -136,9 +153,8 @@ static struct part first_part(const struct growing *growing, uint64_t offset, ui
 static ssize_t read_part(struct growing *growing, void *buffer, const struct part *part)
 {
     int fd = part->on_disk ? growing->disk_fd : growing->memory_fd;
-    uint64_t intent = growing->state.intent;
-    if (growing->punched && !part->on_disk && part->offset < intent &&
-        part->offset + part->bytes > intent - GROWING_UNIT_BYTES)
+    if (growing->punched && !part->on_disk && part->offset < growing->state.intent &&
+        part->offset + part->bytes > growing_motion(growing))
         return -EIO;
     ssize_t got = mob_pread_full(fd, buffer, (size_t)part->bytes, (off_t)part->offset);
     if (got < 0 || !part->on_disk)

@@ -1,4 +1,4 @@
-/* Freezing a unit of a growing file: references to its pages in pipes, which keep them as they were
+/* Freezing units of a growing file: references to its pages in pipes, which keep them as they were
  * written last when the file lets go of them. */
 #include <fcntl.h>
 #include <string.h>
@@ -6,7 +6,7 @@
 
 #include "core/store/growing_internal.h"
 
-enum { PIPE_BYTES = GROWING_UNIT_BYTES / GROWING_PIPES, BUFFER_ALIGNMENT = 4096 };
+enum { PIPE_BYTES = GROWING_BATCH_BYTES / GROWING_PIPES, BUFFER_ALIGNMENT = 4096 };
 
 /* A page that is larger than a unit would be zeroed in place by a punch, and the pipes with it. */
 static errint_t check_huge_pages(struct mob_error *err)
@@ -19,7 +19,7 @@ static errint_t check_huge_pages(struct mob_error *err)
         return 0;
     return mob_error_set(err, -EOPNOTSUPP,
                          "files can't be moved to disk while they are written: huge pages of %.20s "
-                         "bytes are larger than the 2 MiB that are moved at a time",
+                         "bytes are larger than 2 MiB",
                          text);
 }
 
@@ -42,11 +42,10 @@ errint_t growing_pipes_open(struct growing_pipes *pipes, struct mob_error *err)
 {
     memset(pipes, -1, sizeof *pipes);
     errint_t error = check_huge_pages(err);
-    for (int i = 0; i < GROWING_PIPES && !error; i++) {
+    if (!error)
+        error = make_pipe(pipes->copy, err);
+    for (int i = 0; i < GROWING_PIPES && !error; i++)
         error = make_pipe(pipes->frozen[i], err);
-        if (!error)
-            error = make_pipe(pipes->copy[i], err);
-    }
     if (error)
         growing_pipes_close(pipes);
     return error;
@@ -54,11 +53,10 @@ errint_t growing_pipes_open(struct growing_pipes *pipes, struct mob_error *err)
 
 void growing_pipes_close(struct growing_pipes *pipes)
 {
-    for (int i = 0; i < GROWING_PIPES; i++) {
-        for (int end = 0; end < 2; end++) {
+    for (int end = 0; end < 2; end++) {
+        mob_cleanup_fd(&pipes->copy[end]);
+        for (int i = 0; i < GROWING_PIPES; i++)
             mob_cleanup_fd(&pipes->frozen[i][end]);
-            mob_cleanup_fd(&pipes->copy[i][end]);
-        }
     }
 }
 
@@ -68,7 +66,7 @@ errint_t growing_mover_open(struct growing_mover *mover, struct growing_pipes *p
     mover->null_fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
     if (mover->null_fd < 0)
         return -errno;
-    mover->buffer = aligned_alloc(BUFFER_ALIGNMENT, 2 * (size_t)GROWING_UNIT_BYTES);
+    mover->buffer = aligned_alloc(BUFFER_ALIGNMENT, 2 * (size_t)GROWING_BATCH_BYTES);
     if (mover->buffer)
         return 0;
     growing_mover_close(mover);
@@ -103,7 +101,8 @@ errint_t growing_freeze(const struct growing_pipes *pipes, int fd, uint64_t offs
 
 static errint_t waiting(int fd, size_t *bytes)
 {
-    int count;
+    int count = 0;
+    *bytes = 0;
     if (ioctl(fd, FIONREAD, &count) < 0)
         return -errno;
     *bytes = (size_t)count;
@@ -140,7 +139,7 @@ errint_t growing_read_frozen(const struct growing_mover *mover, void *buffer, si
 {
     char *place = buffer;
     for (int i = 0; i < GROWING_PIPES && bytes; i++) {
-        const int *copy = mover->pipes->copy[i];
+        const int *copy = mover->pipes->copy;
         size_t here = bytes < PIPE_BYTES ? bytes : PIPE_BYTES;
         /* What a dead server left there. tee(2) begins at the pipe's beginning each time, so it
          * must take everything at once: the other pipe is as large and empty. */
@@ -163,12 +162,8 @@ errint_t growing_read_frozen(const struct growing_mover *mover, void *buffer, si
 
 errint_t growing_drain(const struct growing_mover *mover)
 {
-    for (int i = 0; i < GROWING_PIPES; i++) {
-        errint_t error = drain_pipe(mover->pipes->copy[i][0], mover->null_fd);
-        if (!error)
-            error = drain_pipe(mover->pipes->frozen[i][0], mover->null_fd);
-        if (error)
-            return error;
-    }
-    return 0;
+    errint_t error = drain_pipe(mover->pipes->copy[0], mover->null_fd);
+    for (int i = 0; i < GROWING_PIPES && !error; i++)
+        error = drain_pipe(mover->pipes->frozen[i][0], mover->null_fd);
+    return error;
 }

@@ -27,8 +27,8 @@ struct hold_token {
 
     /* Under hold->lock. */
     enum slot_state state;
-    int fd; /* what to write to, -1 = nothing */
-    off_t offset;
+    int fd;         /* what to write to, -1 = nothing */
+    off_t offset;   /* < 0: where there is data */
     ssize_t result; /* of the write: -errno */
 };
 
@@ -64,9 +64,9 @@ static void unwatch(struct hold_token *slot)
     struct uffdio_range range = page_range(slot);
     struct uffd_msg message;
     if (mprotect(slot->page, slot->hold->page_bytes, PROT_NONE) < 0)
-        mob_log(MOB_LOG_ERROR, "hold: mprotect: %s", strerror(errno));
+        mob_log_error("hold: mprotect: %s", strerror(errno));
     if (ioctl(slot->fault_fd, UFFDIO_UNREGISTER, &range) < 0)
-        mob_log(MOB_LOG_ERROR, "hold: unregister: %s", strerror(errno));
+        mob_log_error("hold: unregister: %s", strerror(errno));
     ioctl(slot->fault_fd, UFFDIO_WAKE, &range);
     while (read(slot->fault_fd, &message, sizeof message) > 0)
         ;
@@ -96,6 +96,18 @@ static int open_fault_fd(void)
 
 /* --- the thread of a slot --- */
 
+/* Looking for data takes the file's lock, too, so it is done here. It is written where there is
+ * data already: a page that was not there could be made by the attempt. */
+static ssize_t attempt(int fd, const char *page, off_t offset)
+{
+    if (offset < 0)
+        offset = lseek(fd, 0, SEEK_DATA);
+    if (offset < 0)
+        return errno == ENXIO ? -ENODATA : -errno;
+    ssize_t result = pwrite(fd, page, 1, offset);
+    return result < 0 ? -errno : result;
+}
+
 static void *write_held(void *argument)
 {
     struct hold_token *slot = argument;
@@ -109,9 +121,7 @@ static void *write_held(void *argument)
         int fd = slot->fd;
         off_t offset = slot->offset;
         pthread_mutex_unlock(&hold->lock);
-        ssize_t result = pwrite(fd, slot->page, 1, offset);
-        if (result < 0)
-            result = -errno;
+        ssize_t result = attempt(fd, slot->page, offset);
         close(fd);
         pthread_mutex_lock(&hold->lock);
         slot->result = result;
@@ -119,7 +129,7 @@ static void *write_held(void *argument)
         if (slot->state == SLOT_ABANDONED)
             slot->state = SLOT_FREE;
         else if (write(slot->done_fd, &(uint64_t){1}, 8) < 0)
-            mob_log(MOB_LOG_ERROR, "hold: eventfd: %s", strerror(errno));
+            mob_log_error("hold: eventfd: %s", strerror(errno));
     }
     pthread_mutex_unlock(&hold->lock);
     return NULL;
@@ -201,8 +211,8 @@ void hold_close(struct hold *hold)
     pthread_mutex_unlock(&hold->lock);
     for (size_t i = 0; i < hold->limit; i++) {
         struct hold_token *slot = &hold->slots[i];
-        if (slot->state == SLOT_UNMADE)
-            continue;
+        if (!slot->page)
+            continue; /* never made */
         pthread_join(slot->thread, NULL);
         slot_clear(slot);
     }
@@ -219,18 +229,14 @@ static void give_back(struct hold_token *slot)
     slot->state = SLOT_FREE;
 }
 
-/* Sets the thread going. It writes where there is data already: a page that was not there could be
- * made by the attempt. */
-static errint_t start(struct hold_token *slot, int fd)
+/* Sets the thread going. */
+static errint_t start(struct hold_token *slot, int fd, uint64_t offset)
 {
     char path[40];
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     cleanup_fd int opened = open(path, O_WRONLY | O_CLOEXEC);
     if (opened < 0)
         return -errno;
-    off_t offset = lseek(opened, 0, SEEK_DATA);
-    if (offset < 0)
-        return errno == ENXIO ? -ENODATA : -errno;
     errint_t error = watch(slot);
     if (error) {
         unwatch(slot);
@@ -238,7 +244,7 @@ static errint_t start(struct hold_token *slot, int fd)
     }
     cleanup_lock pthread_mutex_t *lock = mob_lock(&slot->hold->lock);
     slot->fd = steal_fd(&opened);
-    slot->offset = offset;
+    slot->offset = (off_t)offset;
     pthread_cond_broadcast(&slot->hold->work);
     return 0;
 }
@@ -291,7 +297,8 @@ static void abandon(struct hold_token *slot)
     finish(slot);
 }
 
-errint_t hold_begin(struct hold *hold, int fd, uint64_t timeout_ns, struct hold_token **token)
+errint_t hold_begin(struct hold *hold, int fd, uint64_t offset, uint64_t timeout_ns,
+                    struct hold_token **token)
 {
     struct hold_token *slot;
     pthread_mutex_lock(&hold->lock);
@@ -299,7 +306,7 @@ errint_t hold_begin(struct hold *hold, int fd, uint64_t timeout_ns, struct hold_
     pthread_mutex_unlock(&hold->lock);
     if (error)
         return error;
-    error = start(slot, fd);
+    error = start(slot, fd, offset);
     if (error) {
         give_back(slot);
         return error;
@@ -323,5 +330,5 @@ void hold_end(struct hold_token *token)
     unwatch(token);
     ssize_t result = finish(token);
     if (result != -EFAULT)
-        mob_log(MOB_LOG_ERROR, "hold: the write that held a file came back with %zd", result);
+        mob_log_error("hold: the write that held a file came back with %zd", result);
 }

@@ -7,9 +7,9 @@
  * the hold. If our process is killed, the writers go on as well.
  *
  * The writers wait uninterruptibly, and so does all else that takes the file's lock: truncating,
- * punching, opening with O_TRUNC, chmod, utimens. A thread that has a file held must do none of
- * these to it, nor wait for one that does (growing_move() punches), and must end the hold within a
- * second or so. Reading and mapping go on. */
+ * punching, opening with O_TRUNC, chmod, utimens, lseek with SEEK_DATA or SEEK_HOLE. A thread that
+ * has a file held must do none of these to it, nor wait for one that does (all of growing.h does,
+ * but growing_moved()), and must end the hold within a second or so. Reading and mapping go on. */
 #ifndef MOBULA_CORE_STORE_HOLD_H
 #define MOBULA_CORE_STORE_HOLD_H
 
@@ -17,6 +17,9 @@
 #include <stdint.h>
 
 #include "core/base/error.h"
+
+/* hold_begin() looks for a place with data itself. */
+#define HOLD_ANYWHERE UINT64_MAX
 
 struct hold;
 /* One held file. */
@@ -33,12 +36,13 @@ void hold_close(struct hold *hold);
 
 /* Returns when the file is held: what was being written is written, what comes waits. `fd` is any
  * descriptor of the file, which this opens for writing for the time of the hold (a read lease is
- * refused meanwhile). *token is to be given to hold_end(). The file must have data that nobody
- * punches or truncates away meanwhile. Waits for at most `timeout_ns`, since a long write(2) that
+ * refused meanwhile). *token is to be given to hold_end(). `offset`: where
+ * the file has data, or HOLD_ANYWHERE, which takes the lock once more. Nobody may punch or truncate
+ * that data away meanwhile. Waits for at most `timeout_ns`, since a long write(2) that
  * has the lock must end first. Any thread.
  * -ENODATA: a file without data (nothing to hold back from), -EBUSY: `limit` are held, -ETIMEDOUT,
  * -EAGAIN (no thread), -ENOMEM, and what opening the file gives: nothing is held then. */
-MOB_MUST_CHECK errint_t hold_begin(struct hold *hold, int fd, uint64_t timeout_ns,
+MOB_MUST_CHECK errint_t hold_begin(struct hold *hold, int fd, uint64_t offset, uint64_t timeout_ns,
                                    struct hold_token **token);
 /* The writers go on. Any thread; doesn't block but for microseconds. */
 void hold_end(struct hold_token *token);

@@ -47,6 +47,7 @@ static errint_t scan_files(struct store *store, struct data_files *files)
         return -errno;
     errint_t error = 0;
     const struct dirent *entry;
+    unlinkat(store->data_fd, SPILL_RESTORE_NAME, 0);
     while (!error && (entry = readdir(dir))) {
         uint64_t file;
         if (data_name_parse(entry->d_name, &file))
@@ -111,7 +112,7 @@ struct recovery {
     struct data_files disk_files; /* number << 8 | directory */
     uint64_t highest;
     struct mob_id *lost; /* objects whose data file is gone, sorted when all are known */
-    uint64_t *lost_numbers;
+    uint64_t *lost_numbers, *lost_files;
     size_t lost_count, lost_capacity;
     struct lost_name *names; /* to be removed */
     size_t name_count, name_capacity;
@@ -128,11 +129,15 @@ static errint_t add_lost(struct recovery *it, const struct object *object)
         uint64_t *numbers = realloc(it->lost_numbers, capacity * sizeof *numbers);
         if (numbers)
             it->lost_numbers = numbers;
-        if (!lost || !numbers)
+        uint64_t *files = realloc(it->lost_files, capacity * sizeof *files);
+        if (files)
+            it->lost_files = files;
+        if (!lost || !numbers || !files)
             return -ENOMEM;
         it->lost_capacity = capacity;
     }
     it->lost_numbers[it->lost_count] = object->number;
+    it->lost_files[it->lost_count] = object->file;
     it->lost[it->lost_count++] = object->id;
     return 0;
 }
@@ -573,6 +578,19 @@ static errint_t adopt_growth(struct recovery *it, struct staged *staged,
     return error;
 }
 
+/* Its data file, or the object's by now, which may have come to disk since. */
+static int open_staged(struct store *store, struct staged *staged)
+{
+    int flags = store->passthrough ? O_RDONLY : O_RDWR;
+    unsigned dir;
+    int fd = data_open_at(store, staged->data.dir, staged->data.file, flags);
+    if (fd == -ENOENT && !staged->keeps_file) {
+        fd = disk_find_file(&store->disk, staged->data.file, flags, &dir);
+        staged->data.dir = fd < 0 ? DISK_NO_DIR : (uint8_t)dir;
+    }
+    return fd;
+}
+
 static errint_t adopt(struct recovery *it, struct staged *staged,
                       const struct staged_record *record)
 {
@@ -588,8 +606,7 @@ static errint_t adopt(struct recovery *it, struct staged *staged,
     staged->keeps_file = !object_has_file(store, staged);
     if (staged->keeps_file && !find_data(it, &staged->data))
         return 1;
-    staged->data.fd = data_open_at(store, staged->data.dir, staged->data.file,
-                                   store->passthrough ? O_RDONLY : O_RDWR);
+    staged->data.fd = open_staged(store, staged);
     if (staged->data.fd < 0)
         return 1;
     error = adopt_growth(it, staged, record);
@@ -760,6 +777,8 @@ static errint_t remove_lost(struct recovery *it)
         static const enum meta_table tables[] = {META_OBJECTS, META_REFS, META_XATTRS, META_SUMS};
         for (size_t t = 0; t < MOB_ARRAY_LENGTH(tables) && !error; t++)
             error = meta_delete_number(&store->meta, txn, tables[t], it->lost_numbers[i]);
+        if (!error)
+            error = meta_delete_number(&store->meta, txn, META_BLOCKS, it->lost_files[i]);
     }
     if (error) {
         mdb_txn_abort(txn);
@@ -821,6 +840,7 @@ errint_t store_recover(struct store *store, struct mob_error *err)
     free(it.disk_files.named);
     free(it.lost);
     free(it.lost_numbers);
+    free(it.lost_files);
     free(it.names);
     return error ? mob_error_set(err, error, "can't take up what is in %s: %s", store->state_dir,
                                  strerror(-error))

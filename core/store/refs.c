@@ -156,6 +156,27 @@ void store_drop(struct store *store, const struct mob_id *id)
     objects_settle(store);
 }
 
+errint_t store_pin(struct store *store, const struct mob_id *id)
+{
+    struct table_shard *shard;
+    struct object *object = table_lock_id(&store->table, id, &shard);
+    if (!object)
+        return -ENOENT;
+    object->pins = (uint16_t)(object->pins + (object->pins < UINT16_MAX));
+    table_unlock(shard);
+    return 0;
+}
+
+void store_unpin(struct store *store, const struct mob_id *id)
+{
+    struct table_shard *shard;
+    struct object *object = table_lock_id(&store->table, id, &shard);
+    if (!object)
+        return;
+    object->pins = (uint16_t)(object->pins - (object->pins > 0));
+    table_unlock(shard);
+}
+
 errint_t store_opened(struct store *store, uint64_t number)
 {
     struct table_shard *shard;

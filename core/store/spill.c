@@ -2,7 +2,9 @@
 #include "core/store/spill.h"
 
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 #include "core/store/store_internal.h"
 
@@ -54,6 +56,14 @@ errint_t spill_open(struct store *store, struct mob_error *err)
     if (!error)
         error = fetcher_start(store);
     return error ? mob_error_set(err, error, "spilling can't begin: %s", strerror(-error)) : 0;
+}
+
+/* The evictor and the mover do little and must do it in time: while memory is written at full
+ * speed, a few milliseconds are all there is. An ordinary user may not ask for it. */
+void spill_hurry(void)
+{
+    if (setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), -15))
+        mob_log_debug("store: the evictor has no priority: %s", strerror(errno));
 }
 
 void spill_describe(struct store *store)
@@ -109,6 +119,21 @@ void spill_close(struct store *store)
     spill_io_close(spill->fetcher_io);
     spill->evictor_io = spill->fetcher_io = NULL;
     lru_free(&spill->lru);
+}
+
+const char *store_work_dir(struct store *store)
+{
+    return store->disk.work_dir;
+}
+
+bool store_memory_is_plenty(struct store *store)
+{
+    return !store->disk.count || spill_memory_is_plenty(store);
+}
+
+bool store_disk_has_room(struct store *store)
+{
+    return store->disk.count && disk_room(&store->disk) > 0;
 }
 
 errint_t store_spill_all(struct store *store)

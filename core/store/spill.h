@@ -52,6 +52,9 @@ enum fetch_kind {
     FETCH_SEAL,    /* make its checksums: it was written on disk */
 };
 
+/* In memory_dir/data: what is being brought back, until it is whole. */
+#define SPILL_RESTORE_NAME "restore"
+
 struct fetch {
     struct fetch *next;
     uint64_t number;
@@ -91,7 +94,8 @@ struct spill {
     struct lru lru;
     atomic_uint clock; /* goes on with every use of a large object */
     struct spill_io *evictor_io;
-    char described[96]; /* what evictor_io says of itself */
+    char described[96];  /* what evictor_io says of itself */
+    unsigned idle_looks; /* the evictor's own */
     uint64_t
         full_until_ns; /* the disk had no room: not tried again before, unless something goes */
 
@@ -116,6 +120,8 @@ MOB_MUST_CHECK errint_t spill_open(struct store *store, struct mob_error *err);
 /* Ends them; what they are at is broken off. */
 void spill_close(struct store *store);
 
+/* Gives the calling thread priority over users' programs, where that is allowed. */
+void spill_hurry(void);
 /* Takes over what the evictor's engine says of itself; on the thread that uses it. */
 void spill_describe(struct store *store);
 
@@ -149,6 +155,8 @@ MOB_MUST_CHECK errint_t object_note_on_disk(struct store *store, MDB_txn *txn, u
 
 /* --- staged_grow.c --- */
 
+/* From so much memory in use on, files that are being written give some back. */
+uint64_t grow_mark(const struct store *store);
 /* Wakes its thread if files that are being written must give memory. */
 void grow_look(struct store *store);
 
@@ -168,6 +176,8 @@ void fetch_seal(struct store *store, uint64_t number);
 /* The time of a file's last change. */
 struct stat;
 uint64_t fetch_changed_ns(const struct stat *info);
+/* An object on disk is as it should be, as long as its file has that time. */
+void fetch_set_verified(struct store *store, uint64_t number, uint64_t verified_ns);
 /* Takes a waiter out that waits for a fetch; NULL: not there any more. */
 struct waiter *fetch_cancel(struct store *store, uint64_t number, uint64_t token);
 /* Forgets what is known of an object's damage. */

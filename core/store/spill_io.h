@@ -31,10 +31,10 @@ struct spill_io_options {
     bool plain;     /* never io_uring */
 };
 
-/* Makes an engine: `depth` MiB of address space (and of memory once all have been in flight), a
- * ring. Where the kernel or a seccomp profile forbids io_uring, or it later refuses a request, the
- * engine goes on with pread and pwrite by itself. `options` may be NULL. Only -ENOMEM fails, with a
- * sentence in `err`. The caller closes *out. Any thread. */
+/* Makes an engine: `depth` MiB of memory, which stay locked with a ring, and 1 MiB (as used)
+ * without. Where the kernel or a seccomp profile forbids io_uring, or it later refuses a request,
+ * the engine goes on with pread and pwrite by itself. `options` may be NULL. Only -ENOMEM fails,
+ * with a sentence in `err`. The caller closes *out. Any thread. */
 MOB_MUST_CHECK errint_t spill_io_open(const struct spill_io_options *options, struct spill_io **out,
                                       struct mob_error *err);
 

@@ -1,8 +1,8 @@
 /* Requests of the copying engine, carried out by io_uring.
  *
  * A request is submitted by itself: a system call is nothing beside a block, and what the kernel
- * refuses is then known to be this one. Files are not registered: for one of 1,000 blocks it gains
- * nothing that can be measured, for one of a single block it is two calls more. */
+ * refuses is then known to be this one. Files are not registered: for one of 1,000 blocks that
+ * gains nothing that can be measured, and for one of a single block it is two calls more. */
 #include <string.h>
 #include <time.h>
 

@@ -102,6 +102,8 @@ static void delete_xattrs(struct store *store, uint64_t number)
 static void destroy(struct store *store, struct staged *staged)
 {
     grow_end(store, staged);
+    if (staged->grows)
+        atomic_fetch_sub(&store->memory_files, 1);
     if (staged->gone) {
         watcher_forget(store, staged->number);
         if (staged->keeps_file) {
@@ -136,10 +138,20 @@ void staged_finish_gone(struct store *store)
 
 /* --- in the tables --- */
 
+/* Whether somebody has it open for writing, and it is in memory. tree_lock held. */
+static void mark_growing(struct store *store, struct staged *staged, bool grows)
+{
+    grows = grows && staged->data.dir == DISK_NO_DIR;
+    if (grows != staged->grows)
+        atomic_fetch_add(&store->memory_files, grows ? 1 : -1);
+    staged->grows = grows;
+}
+
 void staged_insert(struct store *store, struct staged *staged)
 {
     hash_insert(&store->staged_numbers, &staged->by_number, hash_number(staged->number));
     atomic_fetch_add(&store->staged, 1);
+    mark_growing(store, staged, !staged->closed);
     spill_nudge(store);
     if (!staged->named)
         return;
@@ -400,8 +412,11 @@ errint_t staged_create_for(struct store *store, uint64_t parent, const char *nam
     staged->request = request;
     staged->made_ns = store_wall_ns(store);
     error = store_new_number(store, &staged->number);
+    bool on_disk = !error && begins_on_disk(store, access);
     if (!error)
-        error = data_take(store, begins_on_disk(store, access), &staged->data);
+        error = data_take(store, on_disk, &staged->data);
+    if (error && on_disk) /* a disk that is gone or read-only is no reason not to write */
+        error = data_take(store, false, &staged->data);
     if (error) {
         staged_free(staged);
         return error;
@@ -529,6 +544,7 @@ void staged_mark_closed(struct store *store, uint64_t number, bool closed)
     if (!staged || staged->closed == closed)
         return;
     staged->closed = closed;
+    mark_growing(store, staged, !closed);
     if (records_write(&store->records, staged))
         mob_log_warning("store: no room to note that a staged file was closed");
 }

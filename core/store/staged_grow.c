@@ -14,10 +14,23 @@
 
 #include "core/store/store_internal.h"
 
-/* Of the memory budget: from where on files move, and writers are stopped. */
-#define MOVE_MARK 0.85
-#define HOLD_MARK 0.90
-enum { SLICE_UNITS = 16, LEAST_UNITS = 4, HELD_FILES = 4 };
+/* Of the memory budget: from where on files move, and their writers are slowed. */
+#define MOVE_MARK 0.80
+#define LEAST_MARK 0.30
+#define EARLY_BYTES (UINT64_C(144) << 20)
+#define LONGEST_STOP_NS UINT64_C(150000000)
+enum { SLICE_UNITS = 8, LEAST_UNITS = 4, HELD_FILES = 7 };
+
+/* The share, or less: what is between it and the end of memory (some more than the budget,
+ * tools/places.c) must be enough for what is written until the writers have been stopped. */
+uint64_t grow_mark(const struct store *store)
+{
+    uint64_t share = spill_mark(store, MOVE_MARK), least = spill_mark(store, LEAST_MARK);
+    uint64_t early = store->memory_bytes > EARLY_BYTES ? store->memory_bytes - EARLY_BYTES : 0;
+    if (early < least)
+        early = least;
+    return early < share ? early : share;
+}
 
 /* --- one file --- */
 
@@ -106,8 +119,11 @@ static errint_t move(struct store *store, struct staged *staged, struct growing_
                      uint64_t units)
 {
     struct mob_error err = {0};
-    if (disk_room(&store->disk) < units * GROWING_UNIT_BYTES)
+    uint64_t room = disk_room(&store->disk) / GROWING_UNIT_BYTES;
+    if (!room)
         return -ENOSPC;
+    if (units > room)
+        units = room;
     errint_t error = start(store, staged);
     if (error)
         return error;
@@ -164,6 +180,7 @@ errint_t grow_assemble(struct store *store, struct staged *staged, struct mob_er
      * file's move must not be under way. */
     cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->writers_lock);
     struct growing_mover *mover = store->passthrough ? &grow->mover : &grow->writers;
+    mover->hold = NULL; /* nobody writes */
     errint_t error = growing_assemble(staged->growing, mover, err);
     count(store, staged);
     return error;
@@ -215,35 +232,87 @@ errint_t grow_adopt(struct store *store, struct staged *staged, const struct sta
 
 /* --- the thread --- */
 
-struct largest {
-    struct store *store;
-    uint64_t number, blocks;
+/* The largest files in memory that may move, the largest first. */
+struct candidates {
+    uint64_t numbers[HELD_FILES + 1], blocks[HELD_FILES + 1];
+    size_t count;
 };
 
 static void look_at(void *argument, const struct staged_info *info)
 {
-    struct largest *largest = argument;
-    if (info->on_disk || info->committed || info->blocks <= largest->blocks ||
-        !(info->split || info->moves))
+    struct candidates *found = argument;
+    if (info->on_disk || info->committed || !(info->split || info->moves) ||
+        info->blocks * 512 <= (uint64_t)LEAST_UNITS * GROWING_UNIT_BYTES)
         return;
-    largest->number = info->number;
-    largest->blocks = info->blocks;
+    size_t at = found->count;
+    while (at && found->blocks[at - 1] < info->blocks)
+        at--;
+    if (at > HELD_FILES)
+        return;
+    if (found->count <= HELD_FILES)
+        found->count++;
+    for (size_t i = found->count - 1; i > at; i--) {
+        found->numbers[i] = found->numbers[i - 1];
+        found->blocks[i] = found->blocks[i - 1];
+    }
+    found->numbers[at] = info->number;
+    found->blocks[at] = info->blocks;
+}
+
+/* The others' writers wait while the largest file moves: else they would take what it gives. */
+struct stopped {
+    struct staged *staged[HELD_FILES];
+    struct hold_token *tokens[HELD_FILES];
+    size_t count;
+};
+
+static void stop_others(struct store *store, const struct candidates *found,
+                        struct stopped *stopped)
+{
+    const uint64_t longest_ns = UINT64_C(20000000);
+    for (size_t i = 1; i < found->count && store->grow.hold; i++) {
+        struct staged *staged = staged_get(store, found->numbers[i]);
+        struct hold_token *token;
+        if (staged &&
+            !hold_begin(store->grow.hold, staged->data.fd, HOLD_ANYWHERE, longest_ns, &token)) {
+            stopped->staged[stopped->count] = staged;
+            stopped->tokens[stopped->count++] = token;
+        } else if (staged) {
+            staged_put(store, staged);
+        }
+    }
+}
+
+static void let_go(struct store *store, struct stopped *stopped)
+{
+    for (size_t i = 0; i < stopped->count; i++) {
+        hold_end(stopped->tokens[i]);
+        staged_put(store, stopped->staged[i]);
+    }
 }
 
 /* False: no file can give anything. */
 static bool move_largest(struct store *store)
 {
     struct grow *grow = &store->grow;
-    struct largest largest = {.store = store,
-                              .blocks = (uint64_t)LEAST_UNITS * GROWING_UNIT_BYTES / 512};
-    staged_each(store, look_at, &largest);
-    struct staged *staged = largest.number ? staged_get(store, largest.number) : NULL;
+    struct candidates found = {.count = 0};
+    struct stopped stopped = {.count = 0};
+    staged_each(store, look_at, &found);
+    struct staged *staged = found.count ? staged_get(store, found.numbers[0]) : NULL;
     if (!staged)
         return false;
+    uint64_t until_ns = mob_monotonic_ns() + LONGEST_STOP_NS;
+    errint_t error;
+    /* These first: who has them may be about to use a file that is held. */
     pthread_mutex_lock(&staged->lock);
     pthread_mutex_lock(&grow->writers_lock);
-    grow->mover.hold = spill_memory_used(store) > spill_mark(store, HOLD_MARK) ? grow->hold : NULL;
-    errint_t error = staged->committed ? -EBUSY : move(store, staged, &grow->mover, SLICE_UNITS);
+    stop_others(store, &found, &stopped);
+    grow->mover.hold = grow->hold;
+    do
+        error = staged->committed ? -EBUSY : move(store, staged, &grow->mover, SLICE_UNITS);
+    while (!error && spill_memory_used(store) > grow_mark(store) / 4 * 3 &&
+           mob_monotonic_ns() < until_ns && !spill_is_stopping(store));
+    let_go(store, &stopped);
     pthread_mutex_unlock(&grow->writers_lock);
     pthread_mutex_unlock(&staged->lock);
     staged_put(store, staged);
@@ -256,6 +325,7 @@ static void *grow_main(void *argument)
     struct store *store = argument;
     struct spill *spill = &store->spill;
     struct grow *grow = &store->grow;
+    spill_hurry();
     pthread_mutex_lock(&spill->lock);
     while (!spill->stop) {
         if (!grow->wanted) {
@@ -265,8 +335,7 @@ static void *grow_main(void *argument)
         grow->wanted = false;
         bool stop = spill->stop;
         pthread_mutex_unlock(&spill->lock);
-        while (!stop && spill_memory_used(store) > spill_mark(store, SPILL_HIGH_WATERMARK) &&
-               move_largest(store))
+        while (!stop && spill_memory_used(store) > grow_mark(store) && move_largest(store))
             stop = spill_is_stopping(store);
         pthread_mutex_lock(&spill->lock);
     }
@@ -277,7 +346,7 @@ static void *grow_main(void *argument)
 void grow_look(struct store *store)
 {
     struct spill *spill = &store->spill;
-    if (!store->grow.runs || spill_memory_used(store) <= spill_mark(store, MOVE_MARK))
+    if (!store->grow.runs || spill_memory_used(store) <= grow_mark(store))
         return;
     cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
     store->grow.wanted = true;
@@ -331,7 +400,7 @@ errint_t grow_open(struct store *store, struct mob_error *err)
     bool can_move = store->passthrough && open_pipes(store, &why) == 0;
     if (store->passthrough && !can_move)
         mob_log_warning("store: a file that outgrows memory gets ENOSPC: %s", why.message);
-    if (can_move && hold_open(&grow->hold, HELD_FILES, &why))
+    if (can_move && hold_open(&grow->hold, HELD_FILES + 1, &why))
         mob_log_warning("store: writers can't be stopped when memory is short: %s", why.message);
     if (can_move)
         error = growing_mover_open(&grow->mover, grow->pipes);

@@ -439,9 +439,10 @@ void store_usage(struct store *store, struct store_usage *out)
     if (!store->disk.count)
         return;
     struct spill *spill = &store->spill;
-    out->disk_bytes = disk_capacity(&store->disk);
     out->disk_used_bytes = disk_used(&store->disk);
     out->disk_free_bytes = disk_room(&store->disk);
+    /* Others write to its filesystems, too: what it can hold is what it has and what is free. */
+    out->disk_bytes = out->disk_used_bytes + out->disk_free_bytes;
     out->spilling_bytes = at_least_zero(atomic_load(&spill->spilling_bytes));
     out->spilled_bytes = atomic_load(&spill->spilled_bytes);
     out->restored_bytes = atomic_load(&spill->restored_bytes);

@@ -158,11 +158,25 @@ MOB_MUST_CHECK errint_t store_readable(struct store *store, uint64_t number);
  * frees. -ENOENT: it has no file. */
 MOB_MUST_CHECK errint_t store_place(struct store *store, uint64_t number, char **path);
 
-/* An argument of a job that runs is spilled last. Counted. -ENOENT. */
+/* An argument of a job that runs is spilled last. Counted, in memory only; it does not keep the
+ * object. -ENOENT; -EMLINK: it has 65535. */
 MOB_MUST_CHECK errint_t store_pin(struct store *store, const struct mob_id *id);
 void store_unpin(struct store *store, const struct mob_id *id);
 
-/* Copies to disk what is in memory only, so that memory can be taken away. Blocks for as long as
+/* A directory on the filesystem of a spill directory, for files that may be larger than memory and
+ * are to become objects (store_batch_ready_file()). Others than the store's owner can pass through
+ * it where their way to it is open, and list nothing. What is in it is the caller's, to remove as
+ * well. NULL: nothing is spilled. Valid until store_close(). */
+const char *store_work_dir(struct store *store);
+/* Is there so much memory that another file may begin there, of a size nobody knows? Always true
+ * where nothing is spilled. */
+bool store_memory_is_plenty(struct store *store);
+/* May more be written to the spill directories: within the budget and less the reserve? False
+ * where nothing is spilled. */
+bool store_disk_has_room(struct store *store);
+
+/* Before store_close(): copies to disk what is in memory only, and removes it from memory, so that
+ * that can be taken away. Nothing but store_close() may follow. Blocks for as long as
  * writing it takes. -ENOSPC, -EIO: what could not be copied is still in memory; -EOPNOTSUPP: there
  * is no spill directory. */
 MOB_MUST_CHECK errint_t store_spill_all(struct store *store);
@@ -238,9 +252,12 @@ MOB_MUST_CHECK errint_t store_batch_pending(struct store_batch *batch, const str
                                             uid_t uid, gid_t gid, mode_t umask,
                                             uint64_t preset_number, uint64_t *number);
 
-/* Makes a pending object ready, with the content of the regular file `fd`, which must be on
- * memory_dir's filesystem at `path` (it is moved from there; small ones are copied inline and the
- * file removed). Executable: mode 0555. Takes the descriptor in every case. */
+/* Makes a pending object ready, with the content of the regular file `fd`, which must be at `path`
+ * on memory_dir's filesystem, or in or below store_work_dir() or else on a spill directory's
+ * filesystem (it is moved from there, into memory or onto the disk; small ones are copied inline
+ * and the file removed). Executable: mode 0555. Takes the descriptor in every case. The commit
+ * fails with -EXDEV if it is on another filesystem, with -ENOSPC if it is on disk and larger than
+ * what the budget has left. */
 MOB_MUST_CHECK errint_t store_batch_ready_file(struct store_batch *batch, const struct mob_id *id,
                                                int fd, const char *path, bool executable);
 /* The same, with content from memory, copied. */
@@ -258,8 +275,9 @@ MOB_MUST_CHECK errint_t store_batch_link_job(struct store_batch *batch, uint64_t
                                              const struct mob_id *job, bool *linked);
 
 /* Carries it out: LMDB first, then memory, then waiters are called. On failure nothing has changed
- * (-ENOSPC, -EIO, -ENOENT: an object to be made ready or failed is not pending). Frees the batch in
- * every case. Other changes wait meanwhile: keep batches to a few thousand changes. */
+ * (-ENOSPC, -EIO, -EXDEV, -ENOENT: an object to be made ready or failed is not pending); `err` has
+ * a sentence, which for -ENOSPC says what is full. Frees the batch in every case. Other changes
+ * wait meanwhile: keep batches to a few thousand changes. */
 MOB_MUST_CHECK errint_t store_batch_commit(struct store_batch *batch, struct mob_error *err);
 void store_batch_abort(struct store_batch *batch);
 
@@ -286,7 +304,7 @@ struct store_usage {
     uint64_t disk_free_bytes; /* what may still be written there */
     uint64_t spilling_bytes;  /* being written to disk, or waiting for it */
     uint64_t spilled_bytes, restored_bytes, spill_errors; /* since the server began */
-    uint64_t damaged;  /* objects found to be so, since the server began */
+    uint64_t damaged;                                     /* objects that are known to be, now */
     char spill_io[96]; /* how: "io_uring", "pread and pwrite (...)", "none" */
     uint64_t objects_ready, objects_inline, objects_memory, objects_disk;
     uint64_t objects_pending, objects_failed;

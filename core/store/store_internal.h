@@ -177,6 +177,7 @@ struct staged {
     bool unlinked, committed, gone;
     bool closed;     /* as staged_mark_closed() says */
     bool write_only; /* as staged_mark_write_only() says */
+    bool grows;      /* counted in memory_files */
     bool split;      /* a part of it is on disk, though it began in memory: see staged_grow.c */
     struct growing_state grown_state; /* as its record has it */
     mode_t mode;
@@ -333,6 +334,17 @@ bool spare_adopt(struct store *store, uint64_t file);
 /* Whether nobody else has the file open for writing, or (`alone`) at all. Asks for a lease. */
 bool data_has_writers(int fd);
 bool data_is_alone(int fd);
+
+/* --- adopt.c: files that others have written --- */
+
+/* With writer held: gives the file another name as a data file, where it is, and the object (its
+ * size is known) what says so: file, tier, pages, disk, flags; counts it. -ENOSPC, -EXDEV, -EINVAL
+ * (`path` is another file's); then nothing has changed, and `err` has a sentence unless it
+ * is the state directory that has no room. */
+MOB_MUST_CHECK errint_t data_adopt(struct store *store, int fd, const char *path,
+                                   struct object *object, struct mob_error *err);
+/* Takes that back: the object was not recorded. */
+void data_adopt_undo(struct store *store, const struct object *object);
 
 /* --- watcher: staged_writers.c --- */
 
@@ -515,7 +527,8 @@ struct store {
     struct disk disk;
     struct spill spill;
     struct grow grow;
-    bool memory_is_own; /* memory_dir is a filesystem of its own: it counts what it holds */
+    atomic_int memory_files; /* staged files in memory that somebody writes */
+    bool memory_is_own;      /* memory_dir is a filesystem of its own: it counts what it holds */
 
     pthread_mutex_t dead_lock;
     struct staged *staged_gone;

@@ -60,9 +60,7 @@ bool store_wait_cancel(struct store *store, uint64_t number, uint64_t token)
     struct table_shard *shard;
     struct object *object = table_lock_number(&store->table, number, &shard);
     struct waiter *found = NULL;
-    if (!object)
-        return false;
-    if (object->state == OBJECT_PENDING) {
+    if (object && object->state == OBJECT_PENDING) {
         struct waiter **link = &object->waiters;
         while (*link && (*link)->token != token)
             link = &(*link)->next;
@@ -70,7 +68,8 @@ bool store_wait_cancel(struct store *store, uint64_t number, uint64_t token)
         if (found)
             *link = found->next;
     }
-    table_unlock(shard);
+    if (object)
+        table_unlock(shard);
     if (!found)
         found = fetch_cancel(store, number, token);
     free(found);

@@ -11,6 +11,8 @@
 #include "tools/cli_lines.h"
 #include "tools/cli_mount.h"
 #include "tools/cli_target.h"
+#include "tools/cmd_up_options.h"
+#include "tools/spill_place.h"
 
 #define OBJECT "0123456789abcdef00000000000000aa00000000"
 #define RESULT "0123456789abcdef00000000000000bb00000001"
@@ -149,6 +151,172 @@ static void a_job_decides_the_exit_code(void **state)
     assert_true(cli_job_needs_words(&end));
 }
 
+/* --- options of `mobula up` --- */
+
+static errint_t set(struct up_options *options, const char *key, const char *value,
+                    struct mob_error *err)
+{
+    *err = (struct mob_error){0};
+    return up_options_set(options, key, value, true, err);
+}
+
+static void what_is_not_there_yet_is_refused_by_name(void **state)
+{
+    static const char *const keys[] = {"resource", "cluster", "listen"};
+    struct up_options options = {0};
+    struct mob_error err;
+    (void)state;
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(keys); i++)
+        assert_int_equal(set(&options, keys[i], "x", &err), -EOPNOTSUPP);
+    assert_int_equal(set(&options, "spell", "x", &err), -ENOENT);
+    assert_int_equal(set(&options, "disk", "40G", &err), 0);
+    assert_int_equal(set(&options, "spill", "/x", &err), 0);
+    up_options_free(&options);
+}
+
+static void up_to_eight_spill_directories_add_up(void **state)
+{
+    struct up_options options = {0};
+    struct mob_error err;
+    char path[] = "/spill/0";
+    (void)state;
+    for (int i = 0; i < SPILL_PLACES_LIMIT; i++) {
+        path[7] = (char)('0' + i);
+        assert_int_equal(set(&options, "spill", path, &err), 0);
+    }
+    assert_string_equal(options.spills[0], "/spill/0");
+    assert_string_equal(options.spills[SPILL_PLACES_LIMIT - 1], "/spill/7");
+    assert_null(options.spills[SPILL_PLACES_LIMIT]);
+    assert_int_equal(set(&options, "spill", "/ninth", &err), -EINVAL);
+    assert_non_null(strstr(err.message, "/ninth"));
+    assert_null(options.spills[SPILL_PLACES_LIMIT]);
+    up_options_free(&options);
+}
+
+static void no_spilling_stands_alone(void **state)
+{
+    struct up_options options = {0}, other = {0};
+    struct mob_error err;
+    (void)state;
+    assert_int_equal(set(&options, "spill", "none", &err), 0);
+    assert_int_equal(set(&options, "spill", "/a", &err), -EINVAL);
+    assert_non_null(strstr(err.message, "none"));
+    assert_int_equal(set(&options, "spill", "none", &err), -EINVAL);
+    assert_int_equal(set(&other, "spill", "/a", &err), 0);
+    assert_int_equal(set(&other, "spill", "none", &err), -EINVAL);
+    assert_int_equal(set(&other, "spill", "", &err), -EINVAL);
+    assert_null(other.spills[1]);
+    up_options_free(&options);
+    up_options_free(&other);
+}
+
+static void a_disk_budget_is_a_size_or_a_share(void **state)
+{
+    static const char *const bad[] = {"", "lots", "-1G", "101%", "1023K", "0"};
+    static const char *const good[] = {"1M", "40G", "30%", "1.5T"};
+    struct up_options options = {0};
+    struct mob_error err;
+    uint64_t bytes = 0;
+    (void)state;
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(bad); i++) {
+        assert_int_equal(set(&options, "disk", bad[i], &err), -EINVAL);
+        assert_non_null(strstr(err.message, bad[i]));
+    }
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(good); i++)
+        assert_int_equal(set(&options, "disk", good[i], &err), 0);
+    assert_string_equal(options.disk, "1.5T");
+    up_options_free(&options);
+    assert_int_equal(spill_disk_parse("25%", 4000u << 20, &bytes, &err), 0);
+    assert_int_equal(bytes, 1000u << 20);
+    /* A share of very little. */
+    assert_int_equal(spill_disk_parse("25%", 1u << 20, &bytes, &err), -EINVAL);
+}
+
+/* A file with directories above any section and in the sections [one] and [two]. */
+static void write_options(char path[32])
+{
+    static const char text[] = "spill = /all/a\n"
+                               "spill = /all/b\n"
+                               "disk = 40G\n"
+                               "[one]\n"
+                               "spill = /one/a\n"
+                               "spill = /one/b\n"
+                               "spill = /one/c\n"
+                               "[two]\n"
+                               "disk = 2G\n"
+                               "[three]\n"
+                               "spill = none\n";
+    snprintf(path, 32, "/tmp/mobula-test-cli-XXXXXX");
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, text, sizeof text - 1), sizeof text - 1);
+    close(fd);
+}
+
+/* What spills has for the node `name`, as one line. `given`: a directory on the command line. */
+static void complete(const char *name, const char *given, char *line, size_t line_bytes,
+                     char disk[16])
+{
+    char path[32];
+    struct up_options options = {0};
+    struct mob_error err;
+    size_t used = 0;
+    write_options(path);
+    options.config = strdup(path);
+    assert_int_equal(set(&options, "name", name, &err), 0);
+    if (given)
+        assert_int_equal(set(&options, "spill", given, &err), 0);
+    assert_int_equal(up_options_complete(&options, &err), 0);
+    *line = '\0';
+    for (size_t i = 0; options.spills[i]; i++)
+        used += (size_t)snprintf(line + used, line_bytes - used, "%s%s", i ? " " : "",
+                                 options.spills[i]);
+    snprintf(disk, 16, "%s", options.disk);
+    up_options_free(&options);
+    unlink(path);
+}
+
+static void the_first_source_that_names_spill_directories_names_all(void **state)
+{
+    char line[128], disk[16];
+    (void)state;
+    complete("other", NULL, line, sizeof line, disk);
+    assert_string_equal(line, "/all/a /all/b");
+    assert_string_equal(disk, "40G");
+    complete("one", NULL, line, sizeof line, disk);
+    assert_string_equal(line, "/one/a /one/b /one/c");
+    complete("two", NULL, line, sizeof line, disk);
+    assert_string_equal(line, "/all/a /all/b");
+    assert_string_equal(disk, "2G");
+    complete("three", NULL, line, sizeof line, disk);
+    assert_string_equal(line, "none");
+    complete("one", "/given", line, sizeof line, disk);
+    assert_string_equal(line, "/given");
+    complete("one", "none", line, sizeof line, disk);
+    assert_string_equal(line, "none");
+    complete("three", "/given", line, sizeof line, disk);
+    assert_string_equal(line, "/given");
+}
+
+static void a_bad_spill_line_of_the_file_names_file_and_option(void **state)
+{
+    char path[] = "/tmp/mobula-test-cli-XXXXXX";
+    static const char text[] = "spill = /a\nspill = none\n";
+    struct up_options options = {0};
+    struct mob_error err = {0};
+    (void)state;
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    assert_int_equal(write(fd, text, sizeof text - 1), sizeof text - 1);
+    close(fd);
+    options.config = strdup(path);
+    assert_int_equal(up_options_complete(&options, &err), -EINVAL);
+    assert_non_null(strstr(err.message, path));
+    assert_non_null(strstr(err.message, "option 'spill'"));
+    up_options_free(&options);
+    unlink(path);
+}
+
 /* --- targets, in a directory that looks like a mount --- */
 
 static char root[] = "/tmp/mobula-test-cli-XXXXXX";
@@ -263,6 +431,80 @@ static void what_is_neither_says_why(void **state)
     cli_mount_close(&mount);
 }
 
+/* --- spill directories, in the same directory --- */
+
+static void a_spill_directory_is_made_for_nobody_else(void **state)
+{
+    char path[PATH_MAX + 32], again[PATH_MAX], real[PATH_MAX];
+    struct mob_error err = {0};
+    struct stat st;
+    (void)state;
+    snprintf(path, sizeof path, "%s/../%s/spill/deep", root, strrchr(root, '/') + 1);
+    assert_int_equal(spill_place_make(path, "/mnt/x", real, &err), 0);
+    assert_int_equal(stat(real, &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0700);
+    assert_null(strstr(real, ".."));
+    /* One that is there keeps its mode. */
+    assert_int_equal(chmod(real, 0750), 0);
+    assert_int_equal(spill_place_make(real, "/mnt/x", again, &err), 0);
+    assert_string_equal(again, real);
+    assert_int_equal(stat(real, &st), 0);
+    assert_int_equal(st.st_mode & 07777, 0750);
+}
+
+static void a_spill_directory_is_not_where_the_mount_will_be(void **state)
+{
+    char path[PATH_MAX], mount_path[PATH_MAX], real[PATH_MAX];
+    struct mob_error err = {0};
+    (void)state;
+    snprintf(mount_path, sizeof mount_path, "%s/objects", root);
+    snprintf(path, sizeof path, "%s/objects/a/b", root);
+    assert_int_equal(spill_place_make(path, mount_path, real, &err), -EINVAL);
+    assert_non_null(strstr(err.message, "--spill"));
+    snprintf(path, sizeof path, "%s/objects/a", root);
+    assert_int_equal(access(path, F_OK), -1); /* nothing was made */
+    snprintf(path, sizeof path, "%s/link", root);
+    assert_int_equal(symlink("objects", path), 0);
+    assert_int_equal(spill_place_make(path, mount_path, real, &err), -EINVAL);
+    snprintf(path, sizeof path, "%s/not-there/../objects/a", root);
+    assert_int_equal(spill_place_make(path, mount_path, real, &err), -EINVAL);
+    /* Beside it, with a name that begins alike. */
+    snprintf(path, sizeof path, "%s/objects-spilled", root);
+    assert_int_equal(spill_place_make(path, mount_path, real, &err), 0);
+}
+
+static void what_cannot_be_a_spill_directory_says_why(void **state)
+{
+    char path[PATH_MAX], real[PATH_MAX];
+    struct mob_error err = {0};
+    (void)state;
+    snprintf(path, sizeof path, "%s/staging/open/x", root);
+    assert_int_equal(spill_place_make(path, "/mnt/x", real, &err), -ENOTDIR);
+    assert_non_null(strstr(err.message, "--spill"));
+    assert_non_null(strstr(err.message, path));
+    if (geteuid() == 0)
+        return; /* may write anywhere */
+    snprintf(path, sizeof path, "%s/locked", root);
+    assert_int_equal(mkdir(path, 0500), 0);
+    assert_int_equal(spill_place_make(path, "/mnt/x", real, &err), -EACCES);
+    assert_non_null(strstr(err.message, "--spill"));
+}
+
+static void filesystems_of_spill_directories_count_once(void **state)
+{
+    char first[PATH_MAX], second[PATH_MAX];
+    char *one[] = {first, NULL}, *two[] = {first, second, NULL}, *none[] = {NULL};
+    (void)state;
+    snprintf(first, sizeof first, "%s/objects", root);
+    snprintf(second, sizeof second, "%s/staging", root);
+    uint64_t whole = spill_places_whole_bytes(one);
+    assert_true(whole > 0);
+    assert_true(spill_places_whole_bytes(two) == whole);
+    assert_int_equal(spill_places_whole_bytes(none), 0);
+    assert_false(spill_place_is_in_memory("/proc"));
+    assert_false(spill_place_is_in_memory("/no/such/place"));
+}
+
 static void a_plain_directory_is_no_mount(void **state)
 {
     struct cli cli = {.mount_option = "/tmp"};
@@ -283,9 +525,19 @@ int main(void)
         cmocka_unit_test(key_values_get_types),
         cmocka_unit_test(key_values_outside_of_utf8_and_range_do_no_harm),
         cmocka_unit_test(a_job_decides_the_exit_code),
+        cmocka_unit_test(what_is_not_there_yet_is_refused_by_name),
+        cmocka_unit_test(up_to_eight_spill_directories_add_up),
+        cmocka_unit_test(no_spilling_stands_alone),
+        cmocka_unit_test(a_disk_budget_is_a_size_or_a_share),
+        cmocka_unit_test(the_first_source_that_names_spill_directories_names_all),
+        cmocka_unit_test(a_bad_spill_line_of_the_file_names_file_and_option),
         cmocka_unit_test(names_ids_and_paths_find_the_same_object),
         cmocka_unit_test(a_job_stands_for_its_result),
         cmocka_unit_test(what_is_neither_says_why),
+        cmocka_unit_test(a_spill_directory_is_made_for_nobody_else),
+        cmocka_unit_test(a_spill_directory_is_not_where_the_mount_will_be),
+        cmocka_unit_test(what_cannot_be_a_spill_directory_says_why),
+        cmocka_unit_test(filesystems_of_spill_directories_count_once),
         cmocka_unit_test(a_plain_directory_is_no_mount),
     };
     return cmocka_run_group_tests(tests, make_tree, remove_tree);
