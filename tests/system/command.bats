@@ -5,7 +5,8 @@
 load helper
 
 # Exit codes of sysexits(3).
-EX_USAGE=64 EX_DATAERR=65 EX_NOINPUT=66 EX_UNAVAILABLE=69 EX_TEMPFAIL=75
+EX_USAGE=64 EX_DATAERR=65 EX_NOINPUT=66 EX_UNAVAILABLE=69 EX_CANTCREAT=73
+EX_TEMPFAIL=75 EX_NOPERM=77 EX_CONFIG=78
 
 # m ARGUMENT...: the command with this file's mount.
 m() { MOBULA=$MNT within 30 mobula "$@"; }
@@ -107,6 +108,95 @@ is_json() { jq -e . >/dev/null <<<"$1" || {
     fi
 }
 
+# --- status, stat and doctor on what a daemon says, played by files ---
+
+# play_mount DIRECTORY: looks like a mount; nodes/NODE/memory says what is on standard input.
+play_mount() {
+    mkdir -p "$1"/{objects,staging,run,jobs,nodes/0123456789abcdef}
+    cat >"$1/nodes/0123456789abcdef/memory"
+}
+
+spill_lines() { # IO PENDING ERRORS DAMAGED
+    printf '%s\n' 'budget_bytes 268435456' 'used_bytes 214748364' 'inline_bytes 0' \
+        'disk_budget_bytes 42949672960' 'disk_used_bytes 1288490188' 'disk_free_bytes 41661182772' \
+        "spilling_bytes $2" 'spilled_bytes 3328599654' 'restored_bytes 0' "spill_errors $3" \
+        "damaged_objects $4" "spill_io $1"
+}
+
+@test "status shows what is on disk, and what is pending or wrong only where there is any" {
+    local mnt=$BATS_TEST_TMPDIR/played
+    spill_lines io_uring 0 0 0 | play_mount "$mnt"
+    echo 'disk 7' >"$mnt/nodes/0123456789abcdef/objects"
+    exits 0 mobula status "$mnt"
+    matches "$output" 'disk +1\.2 GiB of 40\.0 GiB used, 38\.8 GiB free \(spilled 3\.1 GiB, restored 0 B; io_uring\)'
+    matches "$output" '7 disk'
+    run ! grep -E 'pending|errors|damaged' <(grep '^disk' <<<"$output")
+    spill_lines 'pread and pwrite (io_uring: Operation not permitted)' 12582912 2 1 | play_mount "$mnt"
+    exits 0 mobula status "$mnt"
+    matches "$output" '12\.0 MiB pending \('
+    matches "$output" 'pread and pwrite \(io_uring: Operation not permitted\)'
+    matches "$output" '2 errors while spilling, 1 damaged objects'
+    exits 0 mobula status "$mnt" --json
+    equals "$(jq '.nodes[0].memory.spilling_bytes' <<<"$output")" 12582912
+}
+
+@test "status says that nothing is spilled, and nothing of an older daemon's disk" {
+    local mnt=$BATS_TEST_TMPDIR/played
+    spill_lines none 0 0 0 | play_mount "$mnt"
+    exits 0 mobula status "$mnt"
+    matches "$output" 'disk +no spilling'
+    printf 'budget_bytes 1048576\nused_bytes 0\ninline_bytes 0\n' | play_mount "$mnt"
+    printf 'ready 0\ninline 0\nmemory 0\n' >"$mnt/nodes/0123456789abcdef/objects"
+    exits 0 mobula status "$mnt"
+    run ! grep disk <<<"$output"
+}
+
+@test "stat shows the place of an object on disk, and what is damaged" {
+    local mnt=$BATS_TEST_TMPDIR/played id=0123456789abcdef000000000000000a00000000
+    spill_lines io_uring 0 0 1 | play_mount "$mnt"
+    echo x >"$mnt/objects/$id"
+    setfattr -n user.mobula.state -v ready "$mnt/objects/$id" || skip "no user attributes here"
+    setfattr -n user.mobula.tier -v disk "$mnt/objects/$id"
+    setfattr -n user.mobula.place -v /disk/spill/a "$mnt/objects/$id"
+    setfattr -n user.mobula.error -v 'block 3 is damaged' "$mnt/objects/$id"
+    exits 0 mobula stat --mount "$mnt" "$id"
+    matches "$output" 'tier +disk'
+    matches "$output" 'place +/disk/spill/a'
+    matches "$output" 'error +block 3 is damaged'
+    exits 0 mobula stat --mount "$mnt" --json "$id"
+    equals "$(jq -r .place <<<"$output")" /disk/spill/a
+}
+
+@test "doctor finds a refused ring and a spill directory that is gone, where a daemon spills" {
+    local mnt=$BATS_TEST_TMPDIR/played node gone=$BATS_TEST_TMPDIR/gone
+    node=$mnt/nodes/0123456789abcdef
+    spill_lines 'pread and pwrite (io_uring: Operation not permitted)' 0 0 0 | play_mount "$mnt"
+    mkfifo "$BATS_TEST_TMPDIR/never"
+    background bash -c 'read -r <>"'"$BATS_TEST_TMPDIR"'/never"; :' mobulad "$mnt" --spill "$gone" --spill="$mnt/run"
+    printf 'pid %d\nkeeper_pid %d\nstate_dir %s\n' $! $! "$BATS_TEST_TMPDIR" >"$node/daemon"
+    wait_until '[[ $(tr "\0" " " </proc/'$!'/cmdline) == *mobulad* ]]'
+    run mobula doctor --mount "$mnt" --json
+    matches "$(jq -r '.checks[] | select(.check == "spill I/O") | .status + " " + .text' <<<"$output")" \
+        '^warn .*played: by pread and pwrite \(io_uring: Operation not permitted\)'
+    equals "$(jq -r '.checks[] | select(.check == "spill") | select(.text | contains("gone")) | .status' <<<"$output")" fail
+    equals "$(jq -r '.checks[] | select(.text | contains("played/run")) | .check' <<<"$output")" spill
+    spill_lines io_uring 0 0 0 >"$node/memory"
+    run mobula doctor --mount "$mnt" --json
+    equals "$(jq -r '.checks[] | select(.check == "spill I/O") | .status' <<<"$output")" ok
+    spill_lines none 0 0 0 >"$node/memory"
+    run mobula doctor --mount "$mnt" --json
+    matches "$(jq -r '.checks[] | select(.check == "spill I/O") | .text' <<<"$output")" 'off'
+    equals "$(jq '[.checks[] | select(.text | contains("gone"))] | length' <<<"$output")" 0
+}
+
+@test "doctor finds a spill directory in memory" {
+    # The default one, in the state directory.
+    [[ $(stat -f -c %T /dev/shm) == tmpfs ]] || skip "/dev/shm is no tmpfs"
+    run mobula doctor --mount "$MNT" --state "/dev/shm/mobula-test-$BASHPID" --json
+    equals "$(jq -r '.checks[] | select(.check == "spill") | select(.text | startswith("/dev/shm")) | .status' <<<"$output")" warn
+    matches "$output" 'is in memory: what is spilled there frees none'
+}
+
 # --- put and get ---
 
 @test "put prints the ID, get prints the content" {
@@ -148,6 +238,9 @@ is_json() { jq -e . >/dev/null <<<"$1" || {
     [[ $status -ne 0 ]]
     matches "$output" '0123456789012345678901234567890123456789'
 }
+
+# requests KIND: how many of these the daemon has had.
+requests() { sed -n 's/^mobula_fuse_requests_total{opcode="'"$1"'"} //p' "$MNT/metrics"; }
 
 @test "put of what can't be read says so and leaves nothing behind" {
     ls -A "$MNT/staging" >"$BATS_TEST_TMPDIR/before"
@@ -424,7 +517,7 @@ is_json() { jq -e . >/dev/null <<<"$1" || {
     mkdir "$ROOM/not-yet"
     exits $EX_UNAVAILABLE mobula up "$ROOM/not-yet" --state "$ROOM/not-yet-state" --cluster nats://127.0.0.1
     matches "$output" 'not supported yet'
-    exits $EX_UNAVAILABLE mobula up "$ROOM/not-yet" --state "$ROOM/not-yet-state" --spill "$BATS_TEST_TMPDIR"
+    exits $EX_UNAVAILABLE mobula up "$ROOM/not-yet" --state "$ROOM/not-yet-state" --resource gpu=1
     matches "$output" 'not supported yet'
     run ! is_mounted "$ROOM/not-yet"
 }
@@ -492,6 +585,110 @@ is_json() { jq -e . >/dev/null <<<"$1" || {
     equals "$(sed -n 's/^cpus //p' "$mnt"/nodes/*/jobs)" 1
     equals "$(sed -n 's/^state_dir //p' "$mnt"/nodes/*/daemon)" "$ROOM/config-state"
     within 20 mobula down "$mnt"
+}
+
+# arguments MNT: the command line of the daemon behind it, a word a line.
+arguments() { tr '\0' '\n' </proc/"$(sed -n 's/^keeper_pid //p' "$1"/nodes/*/daemon)"/cmdline; }
+
+@test "a spill directory or a disk budget that can't be is refused, and nothing is made" {
+    local mnt=$ROOM/refused-mnt kept=$ROOM/refused-state
+    mkdir "$mnt"
+    exits $EX_USAGE mobula up "$mnt" --state "$kept" --spill "$mnt/below/it"
+    matches "$output" '--spill: .*below/it lies in the directory'
+    equals "$(ls -A "$mnt")" ""
+    ln -s "$mnt" "$BATS_TEST_TMPDIR/link"
+    exits $EX_USAGE mobula up "$mnt" --state "$kept" --spill "$BATS_TEST_TMPDIR/link"
+    matches "$output" '--spill: '
+    exits $EX_USAGE mobula up "$mnt" --state "$kept" --spill "$BATS_TEST_TMPDIR/a" --spill none
+    matches "$output" "--spill: 'none'"
+    exits $EX_USAGE mobula up "$mnt" --state "$kept" --spill "$BATS_TEST_TMPDIR/a" --spill "$BATS_TEST_TMPDIR/./a"
+    matches "$output" '--spill: .*/a is given twice'
+    # shellcheck disable=SC2046
+    exits $EX_USAGE mobula up "$mnt" --state "$kept" $(printf -- '--spill x%s ' 1 2 3 4 5 6 7 8 9)
+    matches "$output" "--spill: 'x9' is one too many"
+    exits $EX_USAGE mobula up "$mnt" --state "$kept" --disk much
+    matches "$output" "--disk: 'much'"
+    exits $EX_USAGE mobula up "$mnt" --state "$kept" --disk 1K
+    matches "$output" '--disk: .*at least 1M'
+    : >"$BATS_TEST_TMPDIR/file"
+    exits $EX_CANTCREAT mobula up "$mnt" --state "$kept" --spill "$BATS_TEST_TMPDIR/file"
+    matches "$output" '--spill: .*file: Not a directory'
+    if ! is_root; then
+        mkdir -m 500 "$BATS_TEST_TMPDIR/locked"
+        exits $EX_NOPERM mobula up "$mnt" --state "$kept" --spill "$BATS_TEST_TMPDIR/locked"
+        matches "$output" "--spill: can't write in .*locked"
+    fi
+    printf 'spill = none\nspill = /x\n' >"$BATS_TEST_TMPDIR/mobula.conf"
+    exits $EX_CONFIG mobula up "$mnt" --state "$kept" --config "$BATS_TEST_TMPDIR/mobula.conf"
+    matches "$output" "mobula.conf: option 'spill': 'none'"
+    run ! is_mounted "$mnt"
+}
+
+# Root's first one can be passed by others' jobs, whose outputs are in it.
+spill_mode() { if [[ $(id -u) -eq 0 ]]; then echo 711; else echo 700; fi; }
+
+@test "up spills into the state directory unless it is told otherwise" {
+    local mnt=$ROOM/spill-mnt
+    mkdir "$mnt"
+    up "$mnt" "$ROOM/spill-state"
+    sed -n -E 's/^(keeper_)?pid //p' "$mnt"/nodes/*/daemon >>"$ROOM/pids"
+    equals "$(stat -c %a "$ROOM/spill-state/spill")" "$(spill_mode)"
+    within 20 mobula down "$mnt"
+    rm -rf "$ROOM/spill-state"
+    up "$mnt" "$ROOM/spill-state" --spill none --disk 1G
+    sed -n -E 's/^(keeper_)?pid //p' "$mnt"/nodes/*/daemon >>"$ROOM/pids"
+    gone "$ROOM/spill-state/spill"
+    within 20 mobula down "$mnt"
+}
+
+@test "up takes several spill directories, from the file or all from the command line" {
+    local mnt=$ROOM/spills-mnt
+    mkdir "$mnt"
+    printf 'spill = %s\nspill = %s\ndisk = 2G\nmemory = 64M\nstate = %s\n' "$ROOM/spill-1" \
+        "$ROOM/deep/spill-2" "$ROOM/spills-state" >"$BATS_TEST_TMPDIR/mobula.conf"
+    within 20 mobula up "$mnt" --config "$BATS_TEST_TMPDIR/mobula.conf" --transport "$MOBULA_TEST_TRANSPORT" 3>&- 4>&-
+    sed -n -E 's/^(keeper_)?pid //p' "$mnt"/nodes/*/daemon >>"$ROOM/pids"
+    equals "$(arguments "$mnt" | grep -A1 '^--spill$' | grep /)" "$ROOM/spill-1"$'\n'"$ROOM/deep/spill-2"
+    equals "$(arguments "$mnt" | grep -A1 '^--disk$' | tail -n 1)" 2G
+    equals "$(stat -c %a "$ROOM/spill-1" "$ROOM/deep/spill-2")" "$(spill_mode)"$'\n700'
+    gone "$ROOM/spills-state/spill"
+    within 20 mobula down "$mnt"
+    rm -rf "$ROOM/spills-state"
+    within 20 mobula up "$mnt" --config "$BATS_TEST_TMPDIR/mobula.conf" --transport "$MOBULA_TEST_TRANSPORT" \
+        --spill "$ROOM/spill-3" 3>&- 4>&-
+    sed -n -E 's/^(keeper_)?pid //p' "$mnt"/nodes/*/daemon >>"$ROOM/pids"
+    equals "$(arguments "$mnt" | grep -A1 '^--spill$' | grep /)" "$ROOM/spill-3"
+    within 20 mobula down "$mnt"
+}
+
+@test "a spill directory in memory is a warning" {
+    local mnt=$ROOM/in-memory-mnt place
+    [[ $(stat -f -c %T /dev/shm) == tmpfs ]] || skip "/dev/shm is no tmpfs"
+    mkdir "$mnt"
+    place=$(mktemp -d /dev/shm/mobula-test.XXXXXX)
+    echo "$place" >>"$ROOM/memory-dirs"
+    exits 0 up "$mnt" "$ROOM/in-memory-state" --spill "$place/spill"
+    matches "$output" "warning: --spill: $place/spill is in memory"
+    sed -n -E 's/^(keeper_)?pid //p' "$mnt"/nodes/*/daemon >>"$ROOM/pids"
+    within 20 mobula down "$mnt"
+    rm -rf "$place"
+}
+
+@test "mobulad by itself checks spill directories as well" {
+    local mnt=$ROOM/bare-mnt kept=$ROOM/bare-state
+    mkdir "$mnt"
+    exits $EX_USAGE within 20 mobulad "$mnt" --state "$kept" --spill none --spill /x
+    matches "$output" "--spill: no directory can stand beside 'none'"
+    exits $EX_USAGE within 20 mobulad "$mnt" --state "$kept" --disk much
+    matches "$output" "--disk: 'much'"
+    run within 20 mobulad "$mnt" --state "$kept" --memory 64M --spill "$mnt/below"
+    [[ $status -ne 0 ]]
+    matches "$output" '--spill: .*below lies in the directory'
+    run within 20 mobulad "$mnt" --state "$kept" --memory 64M --spill "$kept/a" --spill "$kept/./a"
+    [[ $status -ne 0 ]]
+    matches "$output" '--spill: .*/a is given twice'
+    run ! is_mounted "$mnt"
+    run ! grep -F "$kept" /proc/self/mountinfo
 }
 
 @test "up --name names the node" {

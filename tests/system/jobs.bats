@@ -216,7 +216,7 @@ home path $(id -un)"
     drop large '{"command": ["head", "-c", "5000000", "'"$ROOM/random"'"]}'
     ends large succeeded
     equals "$(digest "$MNT/run/large/result")" "$(bytes 5000000 | sha256sum | cut -d' ' -f1)"
-    equals "$(attribute tier "$MNT/objects/$(result large)")" memory
+    equals "$(attribute tier "$MNT/objects/$(result large)")" disk
 }
 
 @test "a script is a job, with its options in #MOBULA lines" {

@@ -342,14 +342,15 @@ refuse_changes() { # OBJECT-PATH
 }
 
 @test "df shows the store's memory, less by what is put and more by what is removed" {
-    local total free_before free_after
-    read -r total free_before < <(df -B1 --output=size,avail "$MNT" | tail -n 1)
+    local total before after
+    # What is free is also what others leave free on the disk: what is used is ours alone.
+    read -r total before < <(df -B1 --output=size,used "$MNT" | tail -n 1)
     ((total >= 1000000000))
     head -c 16M /dev/zero | tr '\0' x | put df-object
-    free_after=$(df -B1 --output=avail "$MNT" | tail -n 1)
-    ((free_before - free_after >= 16000000 && free_before - free_after <= 24000000))
+    after=$(df -B1 --output=used "$MNT" | tail -n 1)
+    ((after - before >= 16000000 && after - before <= 24000000))
     rm "$MNT/staging/df-object"
-    wait_until '(( $(df -B1 --output=avail "$MNT" | tail -n 1) > '"$free_after"' + 15000000 ))'
+    wait_until '(( $(df -B1 --output=used "$MNT" | tail -n 1) < '"$after"' - 15000000 ))'
 }
 
 @test "a shared lock on an object is granted" {

@@ -1,0 +1,162 @@
+#!/usr/bin/env bats
+# Memory is a tier: objects that don't fit go to disk and are read from there, one file may be larger
+# than memory, and what is damaged on disk is never read.
+
+# shellcheck disable=SC2002,SC2016
+
+load helper
+
+setup_file()
+{
+    start_mount
+    # A mount of its own, whose memory is small, so that little data does.
+    export SMALL=$ROOM/small SMALL_STATE=$ROOM/small-state
+    mkdir "$SMALL"
+    up "$SMALL" "$SMALL_STATE" --memory 64M
+    sed -n -E 's/^(keeper_)?pid //p' "$SMALL"/nodes/*/daemon >>"$ROOM/pids"
+    head -c 200M /dev/urandom >"$ROOM/large"
+    sha256sum <"$ROOM/large" >"$ROOM/large.sum"
+}
+
+teardown_file() {
+    within 30 mobula down "$SMALL"
+    stop_mount
+}
+
+small_value() { sed -n "s/^$2 //p" "$SMALL"/nodes/*/"$1"; }
+same_as_large() { equals "$(sha256sum <"$1")" "$(cat "$ROOM/large.sum")"; }
+
+@test "an object of three times the memory is put by cp, and reads the same" {
+    cp "$ROOM/large" "$SMALL/staging/copied"
+    same_as_large "$SMALL/staging/copied"
+    equals "$(getfattr --only-values -n user.mobula.tier "$SMALL/staging/copied")" disk
+    rm "$SMALL/staging/copied"
+}
+
+@test "an object of three times the memory is put through a pipe" {
+    cat "$ROOM/large" | dd of="$SMALL/staging/piped" bs=64k status=none
+    same_as_large "$SMALL/staging/piped"
+    rm "$SMALL/staging/piped"
+}
+
+@test "three writers at once put more than memory holds, and it stays within its budget" {
+    local name writers=() most
+    for name in a b c; do
+        cp "$ROOM/large" "$SMALL/staging/$name" &
+        writers+=($!)
+    done
+    for name in "${writers[@]}"; do wait "$name"; done
+    for name in a b c; do same_as_large "$SMALL/staging/$name"; done
+    most=$(small_value memory used_bytes)
+    ((most <= 70 << 20))
+    rm "$SMALL"/staging/[abc]
+}
+
+@test "objects are spilled when memory is short, the rest stays, and all read the same" {
+    local i
+    for ((i = 0; i < 22; i++)); do
+        { echo "$i"; head -c 45M "$ROOM/large"; } >"$MNT/staging/part-$i"
+    done
+    wait_until '(($(node objects disk) > 2))'
+    (($(node objects memory) > 2))
+    for ((i = 0; i < 22; i++)); do
+        equals "$(sha256sum <"$MNT/staging/part-$i")" \
+            "$({ echo "$i"; head -c 45M "$ROOM/large"; } | sha256sum)"
+    done
+    rm "$MNT"/staging/part-*
+    wait_until '(($(node memory disk_used_bytes) == 0))'
+}
+
+@test "one file that begins in memory and outgrows it moves to disk while it is written" {
+    [[ $MOBULA_TEST_SLOW -eq 1 ]] || skip "a sanitizer's server is slower than the writer"
+    local i
+    for ((i = 0; i < 7; i++)); do cat "$ROOM/large"; done >"$MNT/staging/outgrows"
+    equals "$(sha256sum <"$MNT/staging/outgrows")" \
+        "$(for ((i = 0; i < 7; i++)); do cat "$ROOM/large"; done | sha256sum)"
+    equals "$(attribute tier "$(realpath "$MNT/staging/outgrows")")" disk
+    rm "$MNT/staging/outgrows"
+}
+
+@test "a mapped reader reads what is on disk" {
+    cp "$ROOM/large" "$SMALL/staging/mapped"
+    within 30 readways mmap "$SMALL/staging/mapped" "$ROOM/mapped.copy"
+    same_as_large "$ROOM/mapped.copy"
+    rm "$SMALL/staging/mapped" "$ROOM/mapped.copy"
+}
+
+@test "a job prints more than memory holds" {
+    printf '{"command": ["cat", "%s"]}' "$ROOM/large" >"$SMALL/run/print"
+    same_as_large "$SMALL/run/print/result"
+    rm "$SMALL/run/print"
+}
+
+@test "what is on disk is there after down and up, and is verified before it is read" {
+    cp "$ROOM/large" "$SMALL/staging/kept"
+    head -c 3M "$ROOM/large" >"$SMALL/staging/kept-in-memory"
+    within 30 mobula down "$SMALL"
+    up "$SMALL" "$SMALL_STATE" --memory 64M
+    sed -n -E 's/^(keeper_)?pid //p' "$SMALL"/nodes/*/daemon >>"$ROOM/pids"
+    same_as_large "$SMALL/staging/kept"
+    equals "$(sha256sum <"$SMALL/staging/kept-in-memory")" "$(head -c 3M "$ROOM/large" | sha256sum)"
+    rm "$SMALL/staging/kept" "$SMALL/staging/kept-in-memory"
+}
+
+@test "a byte that changes on disk gives EIO, names the object and its block, and is never read" {
+    local place
+    cp "$ROOM/large" "$SMALL/staging/flipped"
+    same_as_large "$SMALL/staging/flipped"
+    place=$(getfattr --only-values -n user.mobula.place "$SMALL/staging/flipped")
+    wait_until '[[ $(small_value memory spilling_bytes) -eq 0 ]]'
+    printf 'X%.0s' {1..64} | dd of="$place" bs=1 seek=$((77 << 20)) conv=notrunc status=none
+    run cat "$SMALL/staging/flipped"
+    ((status != 0))
+    matches "$output" "Input/output error"
+    matches "$(getfattr --only-values -n user.mobula.error "$SMALL/staging/flipped")" "block 77"
+    equals "$(small_value memory damaged_objects)" 1
+    rm "$SMALL/staging/flipped"
+}
+
+@test "the server is killed while objects are spilled: none is lost" {
+    local i
+    for ((i = 0; i < 20; i++)); do
+        { echo "$i"; head -c 6M "$ROOM/large"; } >"$SMALL/staging/killed-$i"
+        ((i % 5)) || kill -KILL "$(small_value daemon pid)"
+    done
+    for ((i = 0; i < 20; i++)); do
+        equals "$(sha256sum <"$SMALL/staging/killed-$i")" \
+            "$({ echo "$i"; head -c 6M "$ROOM/large"; } | sha256sum)"
+    done
+    rm "$SMALL"/staging/killed-*
+}
+
+@test "df and status show memory and disk together" {
+    (($(df --output=size -B1 "$SMALL" | tail -n 1) > 64 << 20))
+    matches "$(mobula status "$SMALL")" "disk +.* of .* used"
+}
+
+@test "when the disk is full, too, the writer gets ENOSPC, all else is readable, and rm makes room" {
+    is_root || skip "needs a filesystem of its own"
+    local mnt=$ROOM/full disk=$ROOM/full-disk i round put
+    mkdir "$mnt" "$disk"
+    mount -t tmpfs -o size=120M none "$disk"
+    memory=64M up "$mnt" "$ROOM/full-state" --spill "$disk"
+    sed -n -E 's/^(keeper_)?pid //p' "$mnt"/nodes/*/daemon >>"$ROOM/pids"
+    for round in 1 2 3; do
+        put=0
+        for ((i = 0; i < 40; i++)); do
+            { echo "$round-$i"; head -c $((2000000 + i * 150000)) "$ROOM/large"; } \
+                >"$mnt/staging/full-$i" 2>"$BATS_TEST_TMPDIR/error" || break
+            put=$((put + 1))
+        done
+        ((put > 10 && put < 40))
+        matches "$(cat "$BATS_TEST_TMPDIR/error")" "No space left on device"
+        for ((i = 0; i < put; i++)); do
+            equals "$(sha256sum <"$mnt/staging/full-$i")" \
+                "$({ echo "$round-$i"; head -c $((2000000 + i * 150000)) "$ROOM/large"; } | sha256sum)"
+        done
+        rm "$mnt"/staging/full-*
+        wait_until '(($(sed -n "s/^disk_used_bytes //p" '"$mnt"'/nodes/*/memory) == 0))'
+    done
+    within 30 mobula down "$mnt"
+    umount "$disk"
+}
