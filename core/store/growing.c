@@ -294,20 +294,19 @@ static errint_t freeze_batch(const struct growing_move *move, const struct growi
 {
     struct growing *growing = move->growing;
     struct growing_state state = growing->state;
-    uint64_t filled = UINT64_MAX;
-    errint_t error = 0;
-    if (sparse)
-        error = fill_holes(move->memory, batch);
-    if (sparse && !error)
-        error = growing_find_hole(growing->memory_fd, batch->offset, &filled);
-    if (!error && filled < batch->offset + batch->bytes)
-        error = -EIO;
+    uint64_t hole = UINT64_MAX;
+    errint_t error = sparse ? fill_holes(move->memory, batch) : 0;
     if (!error)
         error = copy_batch(move, batch, sparse);
     if (error)
         return error;
     *sum = XXH3_128bits(move->mover->buffer, batch->bytes);
     error = growing_freeze(move->mover->pipes, growing->memory_fd, batch->offset, batch->bytes);
+    /* After the freeze: where no page was, the pipes have none of the writers'. */
+    if (sparse && !error)
+        error = growing_find_hole(growing->memory_fd, batch->offset, &hole);
+    if (!error && hole < batch->offset + batch->bytes)
+        error = -EAGAIN;
     state.intent = growing_round_up(batch->offset + batch->bytes);
     /* It is only noted: who waits for a hold to end may have the lock of the state. */
     if (!error)
