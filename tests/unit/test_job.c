@@ -1,5 +1,5 @@
 /* Jobs on a real store, with a real launcher: what they become, for their users and for each other. */
-#include "unit.h"
+#include "job_fixture.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -59,23 +59,7 @@ static void open_server(struct fixture *fixture)
 
 static void close_server(struct fixture *fixture, bool kill_running)
 {
-    jobs_close(fixture->jobs, kill_running);
-    store_close(fixture->store);
-    fixture->jobs = NULL;
-    fixture->store = NULL;
-}
-
-static void fork_launcher(struct fixture *fixture)
-{
-    int ends[2];
-    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
-    fixture->launcher = fork();
-    if (fixture->launcher == 0) {
-        close(ends[0]);
-        _exit(launcher_run(ends[1]));
-    }
-    close(ends[1]);
-    fixture->launcher_fd = ends[0];
+    close_jobs_and_store(&fixture->jobs, &fixture->store, kill_running);
 }
 
 static struct fixture *make_fixture(void **state)
@@ -92,7 +76,7 @@ static struct fixture *make_fixture(void **state)
     assert_int_equal(chmod(fixture->memory, 0711), 0);
     fixture->cpus = 2;
     setenv("MOBULA_GRACE_MS", "300", 1);
-    fork_launcher(fixture);
+    fixture->launcher = fork_launcher(&fixture->launcher_fd);
     *state = fixture;
     return fixture;
 }
@@ -858,7 +842,7 @@ static void an_orderly_down_runs_jobs_again_at_the_next_up(void **state)
     close_server(fixture, true);
     close(fixture->launcher_fd);
     waitpid(fixture->launcher, NULL, 0);
-    fork_launcher(fixture);
+    fixture->launcher = fork_launcher(&fixture->launcher_fd);
     open_server(fixture);
     assert_int_equal(wait_end(fixture, &id), JOB_SUCCEEDED);
     struct mob_id result = result_of(&id);
@@ -881,7 +865,7 @@ static void a_run_lost_with_its_launcher_is_run_again_once(void **state)
         kill(fixture->launcher, SIGKILL);
         close(fixture->launcher_fd);
         waitpid(fixture->launcher, NULL, 0);
-        fork_launcher(fixture);
+        fixture->launcher = fork_launcher(&fixture->launcher_fd);
         open_server(fixture);
         assert_int_equal(wait_end(fixture, &never), JOB_FAILED);
     }

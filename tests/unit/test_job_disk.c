@@ -1,5 +1,5 @@
 /* Jobs on a store that spills: what they write may be larger than memory. */
-#include "unit.h"
+#include "job_fixture.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -102,23 +102,7 @@ static void open_server(struct fixture *fixture)
 
 static void close_server(struct fixture *fixture, bool kill_running)
 {
-    jobs_close(fixture->jobs, kill_running);
-    store_close(fixture->store);
-    fixture->jobs = NULL;
-    fixture->store = NULL;
-}
-
-static void fork_launcher(struct fixture *fixture)
-{
-    int ends[2];
-    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
-    fixture->launcher = fork();
-    if (fixture->launcher == 0) {
-        close(ends[0]);
-        _exit(launcher_run(ends[1]));
-    }
-    close(ends[1]);
-    fixture->launcher_fd = ends[0];
+    close_jobs_and_store(&fixture->jobs, &fixture->store, kill_running);
 }
 
 static struct fixture *make_fixture(void **state)
@@ -138,7 +122,7 @@ static struct fixture *make_fixture(void **state)
     assert_int_equal(mkdir(fixture->memory, 0711), 0);
     fixture->spill_dirs[0] = fixture->spill;
     setenv("MOBULA_GRACE_MS", "300", 1);
-    fork_launcher(fixture);
+    fixture->launcher = fork_launcher(&fixture->launcher_fd);
     *state = fixture;
     return fixture;
 }

@@ -1,5 +1,5 @@
 /* The launcher: what it starts, how it tells the end, and that nothing of a job outlives it. */
-#include "unit.h"
+#include "job_fixture.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -35,18 +35,10 @@ static void known_none(void *argument, const struct launch_report *report)
 static int start_launcher(void **state)
 {
     struct fixture *fixture = calloc(1, sizeof *fixture);
-    int ends[2];
     strcpy(fixture->directory, "/tmp/test_launcher.XXXXXX");
     assert_non_null(mkdtemp(fixture->directory));
-    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
     setenv("MOBULA_GRACE_MS", "300", 1);
-    fixture->launcher = fork();
-    if (fixture->launcher == 0) {
-        close(ends[0]);
-        _exit(launcher_run(ends[1]));
-    }
-    close(ends[1]);
-    fixture->fd = ends[0];
+    fixture->launcher = fork_launcher(&fixture->fd);
     assert_int_equal(launcher_sync(fixture->fd, known_none, NULL, NULL), 0);
     *state = fixture;
     return 0;
