@@ -119,7 +119,7 @@ static void open_counted(struct fs *fs, const struct parked *open, bool resent)
     }
     error = store_info(fs->store, open->number, &info);
     if (!error && info.state == OBJECT_READY) {
-        error = store_readable(fs->store, open->number);
+        error = info.tier == TIER_DISK ? store_readable(fs->store, open->number) : 0;
         if (!error) {
             open_ready(fs, open, &info, resent);
             return;
@@ -166,8 +166,8 @@ void object_open_continue(struct fs *fs, struct parked *parked, enum object_stat
     if (!error && info.state == OBJECT_READY)
         error = store_readable(fs->store, parked->number);
     if (!error && info.state == OBJECT_READY) {
-        if (info.tier != TIER_DISK) /* it was pending: the kernel may hold its size, 0 */
-            (void)transport_invalidate_inode(fs->transport, parked->node, -1, 0);
+        /* If it was pending, the kernel may hold its size, 0. */
+        (void)transport_invalidate_inode(fs->transport, parked->node, -1, 0);
         open_ready(fs, parked, &info, true);
         return;
     }
