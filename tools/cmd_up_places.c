@@ -47,8 +47,7 @@ int up_make_state(const struct cli *cli, struct up_options *options, const char 
         return cli_fail(cli, EX_CANTCREAT, "--state: %s: %s", options->state, strerror(errno));
     if (access(real, W_OK | X_OK))
         return cli_fail(cli, EX_NOPERM, "--state: %s: %s", real, strerror(errno));
-    size_t length = strlen(mount_path);
-    if (!strncmp(real, mount_path, length) && (!real[length] || real[length] == '/')) {
+    if (spill_place_is_inside(real, mount_path)) {
         if (!was_there)
             rmdir(real);
         cli_usage(cli, "--state: %s lies in the directory that is mounted over", real);

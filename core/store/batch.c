@@ -409,11 +409,7 @@ static errint_t write_all(struct store_batch *batch)
         error = write_op(batch->store, txn, &batch->ops[i]);
     if (!error && batch->link)
         error = write_link(batch, txn);
-    if (error) {
-        mdb_txn_abort(txn);
-        return error;
-    }
-    return meta_commit(txn);
+    return meta_end(txn, error);
 }
 
 /* --- memory --- */
@@ -460,10 +456,11 @@ static void settle_pending(struct store *store, struct op *op)
         object->state = OBJECT_READY;
     }
     store_count_object(store, object, 1);
-    struct object now = *object;
+    bool in_memory = object->state == OBJECT_READY && object->tier == TIER_MEMORY;
+    uint32_t used = object->used;
     table_unlock(shard);
-    if (now.state == OBJECT_READY && now.tier == TIER_MEMORY) {
-        spill_add(store, &now);
+    if (in_memory) {
+        spill_add(store, op->object.number, used);
         spill_nudge(store);
     }
 }

@@ -132,7 +132,7 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     if (error)
         return error;
     bool in_line = (uint64_t)info.st_size <= store->inline_bytes;
-    const struct data_file *data = staged->growing ? &staged->grown : &staged->data;
+    const struct data_file *data = staged_whole(staged);
     bool on_disk = !in_line && data->dir != DISK_NO_DIR;
     object->size = (uint64_t)info.st_size;
     object->mtime_ns = store_wall_ns(store);
@@ -192,7 +192,7 @@ static errint_t write_records(const struct commit *commit, MDB_txn *txn)
     const struct staged *staged = commit->staged;
     struct object_write write = {
         .object = &commit->object,
-        .fd = staged->growing ? staged->grown.fd : staged->data.fd,
+        .fd = staged_whole(staged)->fd,
         .refs = staged->refs,
         .ref_count = staged->ref_count,
         .xattrs = commit->xattrs,
@@ -219,10 +219,7 @@ static errint_t write_all(struct store *store, const struct commit *commits, siz
     for (size_t i = 0; i < count && !error; i++)
         if (commits[i].entered)
             error = write_records(&commits[i], txn);
-    if (!error)
-        return meta_commit(txn);
-    mdb_txn_abort(txn);
-    return error;
+    return meta_end(txn, error);
 }
 
 static void enter(struct commit *commit)
@@ -246,7 +243,7 @@ static void publish(struct commit *commit)
     table_reveal(&store->table, commit->object.number);
     store_count_object(store, &commit->object, 1);
     if (commit->object.tier == TIER_MEMORY)
-        spill_add(store, &commit->object);
+        spill_add(store, commit->object.number, commit->object.used);
     if (commit->object.tier == TIER_DISK)
         disk_count(&store->disk,
                    (int64_t)(object_disk_bytes(commit->object.size) - commit->on_disk_bytes));

@@ -95,13 +95,13 @@ void spill_room_came(struct store *store)
     store->spill.full_until_ns = 0;
 }
 
-void spill_add(struct store *store, const struct object *object)
+void spill_add(struct store *store, uint64_t number, uint32_t used)
 {
     struct spill *spill = &store->spill;
     if (!store->disk.count)
         return;
     cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
-    if (lru_push(&spill->lru, object->number, object->used))
+    if (lru_push(&spill->lru, number, used))
         mob_log_warning("store: no memory to note an object with; it is not spilled");
 }
 
@@ -201,9 +201,8 @@ static void pick(struct round *round, uint64_t bytes, bool pinned_too)
 
 static errint_t prepare(struct store *store, struct victim *victim)
 {
-    uint64_t blocks = (victim->size + SPILL_BLOCK_BYTES - 1) / SPILL_BLOCK_BYTES;
     victim->copy = (struct spill_copy){.from = -1, .to = -1, .bytes = victim->size};
-    victim->sums = calloc(blocks + 1, sizeof *victim->sums);
+    victim->sums = calloc(spill_block_count(victim->size) + 1, sizeof *victim->sums);
     if (!victim->sums)
         return -ENOMEM;
     victim->copy.sums = victim->sums;
@@ -255,13 +254,8 @@ static void copy_all(struct round *round)
 
 /* --- noting --- */
 
-static bool exists(struct store *store, uint64_t number)
-{
-    struct object_info info;
-    return store_info(store, number, &info) == 0;
-}
-
-errint_t object_note_on_disk(struct store *store, MDB_txn *txn, uint64_t number)
+/* In a transaction: the object's record says that a copy is on disk. */
+static errint_t note_on_disk(struct store *store, MDB_txn *txn, uint64_t number)
 {
     const void *value;
     size_t bytes;
@@ -279,11 +273,12 @@ errint_t object_note_on_disk(struct store *store, MDB_txn *txn, uint64_t number)
 static void note_all(struct round *round)
 {
     struct store *store = round->store;
+    struct object_info info;
     MDB_txn *txn;
     uint64_t bytes = 0;
     for (size_t i = 0; i < round->count; i++)
         if (!round->victims[i].copied && !round->victims[i].error)
-            bytes += 1024 + round->victims[i].size / SPILL_BLOCK_BYTES * sizeof(struct spill_sum);
+            bytes += 1024 + spill_block_count(round->victims[i].size) * sizeof(struct spill_sum);
     if (!bytes)
         return;
     store_write_lock(store);
@@ -291,16 +286,14 @@ static void note_all(struct round *round)
     bool begun = !error;
     for (size_t i = 0; i < round->count && !error; i++) {
         struct victim *victim = &round->victims[i];
-        if (victim->copied || victim->error || !exists(store, victim->number))
-            continue;
-        error = blocks_put(store, txn, victim->file, victim->size, victim->sums);
+        if (victim->copied || victim->error || store_info(store, victim->number, &info))
+            continue; /* or it is gone */
+        error = blocks_put(&store->meta, txn, victim->file, victim->size, victim->sums);
         if (!error)
-            error = object_note_on_disk(store, txn, victim->number);
+            error = note_on_disk(store, txn, victim->number);
     }
-    if (begun && error)
-        mdb_txn_abort(txn);
-    else if (begun)
-        error = meta_commit(txn);
+    if (begun)
+        error = meta_end(txn, error);
     store_write_unlock(store);
     for (size_t i = 0; i < round->count && error; i++)
         if (!round->victims[i].copied && !round->victims[i].error)
@@ -308,22 +301,6 @@ static void note_all(struct round *round)
 }
 
 /* --- taking out of memory --- */
-
-static void count_tier(struct store *store, enum object_tier from, enum object_tier to)
-{
-    atomic_fetch_sub(from == TIER_MEMORY ? &store->ready_memory : &store->ready_disk, 1);
-    atomic_fetch_add(to == TIER_MEMORY ? &store->ready_memory : &store->ready_disk, 1);
-}
-
-static void clear_busy(struct store *store, uint64_t number)
-{
-    struct table_shard *shard;
-    struct object *object = table_lock_number(&store->table, number, &shard);
-    if (!object)
-        return;
-    object->flags &= (uint16_t)~OBJECT_BUSY;
-    table_unlock(shard);
-}
 
 /* Nobody can open the object between the look at `opens` and its new tier: both are under the
  * shard's lock. Who opens it right after is given what is registered still, the file in memory,
@@ -352,19 +329,19 @@ static void settle(struct round *round, struct victim *victim)
         object->tier = TIER_DISK;
         object->pages = 0;
         object->verified_ns = 0;
-        count_tier(store, TIER_MEMORY, TIER_DISK);
+        spill_count_tier(store, false);
     }
-    struct object now = *object;
+    uint32_t used = object->used;
     table_unlock(shard);
     if (!victim->copied)
         atomic_fetch_add(&store->spill.spilled_bytes, victim->size);
     if (goes) {
         data_remove(store, victim->file);
         atomic_fetch_sub(&store->memory_used, (int64_t)memory);
-        clear_busy(store, victim->number);
+        spill_clear_busy(store, victim->number);
         object_note_change(store, victim->number);
     } else {
-        spill_add(store, &now);
+        spill_add(store, victim->number, used);
     }
 }
 
@@ -375,10 +352,9 @@ static void put_back(struct store *store, const struct victim *victim)
     struct object *object = table_lock_number(&store->table, victim->number, &shard);
     if (!object)
         return;
-    object->used = spill_now(store);
-    struct object now = *object;
+    uint32_t used = object->used = spill_now(store);
     table_unlock(shard);
-    spill_add(store, &now);
+    spill_add(store, victim->number, used);
 }
 
 static void note_failure(struct store *store, const struct victim *victim)

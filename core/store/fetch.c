@@ -11,9 +11,6 @@
 
 #include "core/store/store_internal.h"
 
-/* Objects come back only into what lies below: else they would push others out. */
-#define RESTORE_WATERMARK 0.70
-
 /* What is to be fetched, as the table has it. */
 struct target {
     uint64_t number, file, size;
@@ -178,11 +175,16 @@ void fetch_seal(struct store *store, uint64_t number)
         mob_log_warning("store: no memory; checksums are made when the object is opened");
 }
 
+/* Objects come back only into what lies below the low watermark: else they would push others out.
+ */
+static bool has_room_for(struct store *store, uint64_t bytes)
+{
+    return spill_memory_used(store) + bytes <= spill_mark(store, SPILL_LOW_WATERMARK);
+}
+
 void fetch_reopened(struct store *store, uint64_t number)
 {
-    struct spill *spill = &store->spill;
-    if (!spill->fetcher_runs ||
-        spill_memory_used(store) >= (uint64_t)((double)store->memory_bytes * RESTORE_WATERMARK))
+    if (!store->spill.fetcher_runs || !has_room_for(store, 1))
         return;
     (void)enqueue(store, number, NULL, FETCH_RESTORE); /* without memory it stays where it is */
 }
@@ -285,7 +287,7 @@ static errint_t take_target(struct store *store, uint64_t number, bool busy, str
 static errint_t load_sums(struct store *store, const struct target *target, struct spill_sum **out,
                           bool *found)
 {
-    size_t count = (target->size + SPILL_BLOCK_BYTES - 1) / SPILL_BLOCK_BYTES;
+    size_t count = spill_block_count(target->size);
     struct meta_reader *reader;
     const struct spill_sum *kept;
     const void *value;
@@ -312,7 +314,7 @@ static errint_t load_sums(struct store *store, const struct target *target, stru
 static errint_t keep_sums(struct store *store, const struct target *target,
                           const struct spill_sum *sums)
 {
-    size_t count = (target->size + SPILL_BLOCK_BYTES - 1) / SPILL_BLOCK_BYTES;
+    size_t count = spill_block_count(target->size);
     MDB_txn *txn;
     struct object_info info;
     store_write_lock(store);
@@ -320,11 +322,8 @@ static errint_t keep_sums(struct store *store, const struct target *target,
     if (!error)
         error = meta_begin(&store->meta, count * sizeof *sums + 1024, &txn);
     if (!error) {
-        error = blocks_put(store, txn, target->file, target->size, sums);
-        if (error)
-            mdb_txn_abort(txn);
-        else
-            error = meta_commit(txn);
+        error = blocks_put(&store->meta, txn, target->file, target->size, sums);
+        error = meta_end(txn, error);
     }
     store_write_unlock(store);
     return error;
@@ -434,39 +433,31 @@ static void enter_memory(struct store *store, const struct target *target, int f
     }
     object->tier = TIER_MEMORY;
     object->pages = pages;
-    object->used = spill_now(store);
+    uint32_t used = object->used = spill_now(store);
     atomic_fetch_add(&store->memory_used, (int64_t)object_memory(object));
-    struct object now = *object;
     table_unlock(shard);
-    atomic_fetch_sub(&store->ready_disk, 1);
-    atomic_fetch_add(&store->ready_memory, 1);
+    spill_count_tier(store, true);
     atomic_fetch_add(&store->spill.restored_bytes, target->size);
     if (store->hooks.file_gone) /* registered is the file on disk */
         store->hooks.file_gone(store->hooks.context, target->file);
-    spill_add(store, &now);
+    spill_add(store, target->number, used);
     object_note_change(store, target->number);
 }
 
 static void restore(struct store *store, uint64_t number)
 {
     struct target target;
-    struct table_shard *shard;
-    uint64_t limit = (uint64_t)((double)store->memory_bytes * RESTORE_WATERMARK);
     if (take_target(store, number, true, &target))
         return;
     cleanup_fd int fd = -1;
-    if (spill_memory_used(store) + target.size <= limit) {
+    if (has_room_for(store, target.size)) {
         errint_t error = copy_to_memory(store, &target, &fd);
         if (!error)
             enter_memory(store, &target, fd);
         else
             unlinkat(store->data_fd, SPILL_RESTORE_NAME, 0);
     }
-    struct object *object = table_lock_number(&store->table, number, &shard);
-    if (object) {
-        object->flags &= (uint16_t)~OBJECT_BUSY;
-        table_unlock(shard);
-    }
+    spill_clear_busy(store, number);
     objects_settle(store);
 }
 

@@ -265,6 +265,22 @@ errint_t growing_release_batch(struct growing *growing, struct growing_mover *mo
     return error;
 }
 
+/* `offset`: in data. NULL: nobody wants it, or it can't be had; then it goes without. */
+static struct hold_token *hold_writers(const struct growing_move *move, uint64_t offset)
+{
+    struct hold_token *token;
+    if (!move->mover->hold ||
+        hold_begin(move->mover->hold, move->growing->memory_fd, offset, HOLD_TIMEOUT_NS, &token))
+        return NULL;
+    return token;
+}
+
+static void release_writers(struct hold_token *token)
+{
+    if (token)
+        hold_end(token);
+}
+
 static errint_t punch_batch(const struct growing_move *move, const struct growing_batch *batch,
                             const XXH128_hash_t *sum)
 {
@@ -278,13 +294,9 @@ static errint_t punch_batch(const struct growing_move *move, const struct growin
     growing->state.intent = intent;
     growing->punched = true;
     /* Again, so that the writer gets on between two batches by little more than a write. */
-    struct hold_token *token = NULL;
-    if (!move->mover->hold || hold_begin(move->mover->hold, move->growing->memory_fd, HOLD_ANYWHERE,
-                                         HOLD_TIMEOUT_NS, &token))
-        token = NULL;
+    struct hold_token *token = hold_writers(move, HOLD_ANYWHERE);
     error = growing_finish_batch(move, batch, sum);
-    if (token)
-        hold_end(token);
+    release_writers(token);
     return error;
 }
 
@@ -320,14 +332,9 @@ static errint_t freeze_batch(const struct growing_move *move, const struct growi
 static errint_t freeze_held(const struct growing_move *move, const struct growing_batch *batch,
                             bool sparse, XXH128_hash_t *sum)
 {
-    struct hold_token *token = NULL;
-    if (sparse || !move->mover->hold ||
-        hold_begin(move->mover->hold, move->growing->memory_fd, batch->offset, HOLD_TIMEOUT_NS,
-                   &token))
-        token = NULL;
+    struct hold_token *token = sparse ? NULL : hold_writers(move, batch->offset);
     errint_t error = freeze_batch(move, batch, sparse, sum);
-    if (token)
-        hold_end(token);
+    release_writers(token);
     return error;
 }
 

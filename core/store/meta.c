@@ -198,6 +198,14 @@ errint_t meta_commit(MDB_txn *txn)
     return meta_error(code == EIO && disk_is_full(fd) ? ENOSPC : code, "commit");
 }
 
+errint_t meta_end(MDB_txn *txn, errint_t error)
+{
+    if (!error)
+        return meta_commit(txn);
+    mdb_txn_abort(txn);
+    return error;
+}
+
 /* --- opening --- */
 
 static errint_t read_sizes(struct meta *meta)

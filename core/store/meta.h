@@ -79,6 +79,9 @@ MOB_MUST_CHECK errint_t meta_begin(struct meta *meta, uint64_t new_bytes, MDB_tx
 bool meta_has_room(struct meta *meta, uint64_t new_bytes);
 /* Commits, or aborts on failure: either way the transaction is gone. */
 MOB_MUST_CHECK errint_t meta_commit(MDB_txn *txn);
+/* What every change ends with: commits if nothing failed so far (`error` is 0), else aborts and
+ * returns `error`. */
+MOB_MUST_CHECK errint_t meta_end(MDB_txn *txn, errint_t error);
 
 MOB_MUST_CHECK errint_t meta_read_begin(struct meta *meta, struct meta_reader **reader);
 void meta_read_end(struct meta_reader *reader);
@@ -129,6 +132,9 @@ struct blocks_header {
     uint64_t size; /* of the object */
 };
 struct spill_sum;
+/* Notes the checksums of an object's file on disk. */
+MOB_MUST_CHECK errint_t blocks_put(struct meta *meta, MDB_txn *txn, uint64_t file, uint64_t size,
+                                   const struct spill_sum *sums);
 /* The checksums of an object of `size` bytes; false (and logged) if `value` is not that. */
 bool blocks_decode(uint64_t file, uint64_t size, const void *value, size_t value_bytes,
                    const struct spill_sum **sums);

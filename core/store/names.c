@@ -198,11 +198,7 @@ errint_t name_put_alone(struct store *store, uint64_t parent, uint64_t key,
     if (!error && text)
         error =
             meta_put_number(&store->meta, txn, META_SYMLINKS, record->number, text, strlen(text));
-    if (error) {
-        mdb_txn_abort(txn);
-        return error;
-    }
-    return meta_commit(txn);
+    return meta_end(txn, error);
 }
 
 /* Finds the place for a new name, writer held. -EEXIST. */
@@ -408,11 +404,7 @@ errint_t name_delete_alone(struct store *store, const struct name_place *place)
     if (error)
         return error;
     error = name_delete(store, txn, place);
-    if (error) {
-        mdb_txn_abort(txn);
-        return error;
-    }
-    return meta_commit(txn);
+    return meta_end(txn, error);
 }
 
 /* Finds an existing name, writer held. The strings of `place->record` are gone when it returns. */

@@ -168,11 +168,7 @@ static errint_t commit_stored(struct renaming *it)
     if (error)
         return error;
     error = change_stored(it, txn);
-    if (error) {
-        mdb_txn_abort(txn);
-        return error;
-    }
-    return meta_commit(txn);
+    return meta_end(txn, error);
 }
 
 /* --- in memory --- */

@@ -287,10 +287,7 @@ static void keep_sum(struct store *store, uint64_t number, const uint8_t sum[32]
     errint_t error = meta_begin(&store->meta, 32, &txn);
     if (!error) {
         error = meta_put_number(&store->meta, txn, META_SUMS, number, sum, 32);
-        if (error)
-            mdb_txn_abort(txn);
-        else
-            error = meta_commit(txn);
+        error = meta_end(txn, error);
     }
     store_write_unlock(store);
     struct table_shard *shard;

@@ -54,6 +54,20 @@ bool object_record_decode(const MDB_val *key, const MDB_val *value, uint64_t *nu
     return true;
 }
 
+errint_t blocks_put(struct meta *meta, MDB_txn *txn, uint64_t file, uint64_t size,
+                    const struct spill_sum *sums)
+{
+    size_t sums_bytes = spill_block_count(size) * sizeof *sums;
+    struct blocks_header header = {RECORD_VERSION, SPILL_BLOCK_BYTES, size};
+    void *place;
+    errint_t error = meta_reserve(meta, txn, META_BLOCKS, file, sizeof header + sums_bytes, &place);
+    if (error)
+        return error;
+    memcpy(place, &header, sizeof header);
+    memcpy((char *)place + sizeof header, sums, sums_bytes);
+    return 0;
+}
+
 bool blocks_decode(uint64_t file, uint64_t size, const void *value, size_t value_bytes,
                    const struct spill_sum **sums)
 {
@@ -61,7 +75,7 @@ bool blocks_decode(uint64_t file, uint64_t size, const void *value, size_t value
     if (value_bytes < sizeof header)
         return bad("checksum", file);
     memcpy(&header, value, sizeof header);
-    uint64_t count = (size + SPILL_BLOCK_BYTES - 1) / SPILL_BLOCK_BYTES;
+    uint64_t count = spill_block_count(size);
     if (header.version != RECORD_VERSION || header.block_bytes != SPILL_BLOCK_BYTES ||
         header.size != size || (value_bytes - sizeof header) / sizeof **sums != count ||
         (value_bytes - sizeof header) % sizeof **sums)

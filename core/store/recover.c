@@ -229,7 +229,7 @@ static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_v
         if (object.flags & OBJECT_ON_DISK)
             disk_count(&store->disk, (int64_t)object_disk_bytes(object.size));
         if (object.tier == TIER_MEMORY)
-            spill_add(store, &object);
+            spill_add(store, object.number, object.used);
     }
     return error;
 }
@@ -722,10 +722,11 @@ static errint_t remove_xattrs(struct store *store)
     errint_t error = walk(store, META_XATTRS, &list, each_xattr);
     if (!error && list.count) {
         error = meta_begin(&store->meta, 0, &txn);
+        bool begun = !error;
         for (size_t i = 0; i < list.count && !error; i++)
             error = meta_delete_number(&store->meta, txn, META_XATTRS, list.numbers[i]);
-        if (!error)
-            error = meta_commit(txn);
+        if (begun)
+            error = meta_end(txn, error);
     }
     free(list.numbers);
     return error;
@@ -780,13 +781,9 @@ static errint_t remove_lost(struct recovery *it)
         if (!error)
             error = meta_delete_number(&store->meta, txn, META_BLOCKS, it->lost_files[i]);
     }
-    if (error) {
-        mdb_txn_abort(txn);
-        return error;
-    }
-    if (it->lost_count)
+    if (!error && it->lost_count)
         mob_log_error("store: %zu objects were lost with the memory they were in", it->lost_count);
-    return meta_commit(txn);
+    return meta_end(txn, error);
 }
 
 /* The counter is in LMDB ahead of every number in use; should it not be, it is moved. */

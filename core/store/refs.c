@@ -368,10 +368,7 @@ static errint_t erase_list(struct store *store, struct dead *list)
     if (!error) {
         for (struct dead *dead = list; dead && !error; dead = dead->next)
             error = erase(store, txn, dead);
-        if (error)
-            mdb_txn_abort(txn);
-        else
-            error = meta_commit(txn);
+        error = meta_end(txn, error);
     }
     store_write_unlock(store);
     return error;

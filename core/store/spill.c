@@ -15,21 +15,6 @@ static bool is_a_filesystem_of_its_own(int fd)
            here.st_dev != above.st_dev;
 }
 
-errint_t blocks_put(struct store *store, MDB_txn *txn, uint64_t file, uint64_t size,
-                    const struct spill_sum *sums)
-{
-    size_t count = (size + SPILL_BLOCK_BYTES - 1) / SPILL_BLOCK_BYTES;
-    struct blocks_header header = {1, SPILL_BLOCK_BYTES, size};
-    void *place;
-    errint_t error = meta_reserve(&store->meta, txn, META_BLOCKS, file,
-                                  sizeof header + count * sizeof *sums, &place);
-    if (error)
-        return error;
-    memcpy(place, &header, sizeof header);
-    memcpy((char *)place + sizeof header, sums, count * sizeof *sums);
-    return 0;
-}
-
 errint_t spill_open(struct store *store, struct mob_error *err)
 {
     struct spill *spill = &store->spill;
@@ -71,6 +56,22 @@ void spill_describe(struct store *store)
     struct spill *spill = &store->spill;
     cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
     snprintf(spill->described, sizeof spill->described, "%s", spill_io_describe(spill->evictor_io));
+}
+
+void spill_count_tier(struct store *store, bool to_memory)
+{
+    atomic_fetch_add(&store->ready_memory, to_memory ? 1 : -1);
+    atomic_fetch_add(&store->ready_disk, to_memory ? -1 : 1);
+}
+
+void spill_clear_busy(struct store *store, uint64_t number)
+{
+    struct table_shard *shard;
+    struct object *object = table_lock_number(&store->table, number, &shard);
+    if (!object)
+        return;
+    object->flags &= (uint16_t)~OBJECT_BUSY;
+    table_unlock(shard);
 }
 
 static void stop_threads(struct spill *spill)

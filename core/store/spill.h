@@ -14,7 +14,6 @@
 #ifndef MOBULA_CORE_STORE_SPILL_H
 #define MOBULA_CORE_STORE_SPILL_H
 
-#include <lmdb.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -27,7 +26,6 @@
 #include "core/store/spill_io.h"
 
 struct store;
-struct object;
 struct waiter;
 
 /* Objects in memory by the time of their last use: a heap of (time, number) whose times may be
@@ -72,13 +70,12 @@ struct damage {
 struct grow {
     pthread_t thread;
     bool runs;
-    struct growing_pipes *pipes; /* with passthrough */
-    struct growing_pipes *own_pipes;
-    struct growing_mover mover;   /* of the thread */
-    struct growing_mover writers; /* of those who write through the store */
-    pthread_mutex_t writers_lock; /* after a staged file's lock */
-    struct hold *hold;            /* NULL: writers can't be stopped here */
-    pthread_cond_t wake;          /* with spill->lock */
+    struct growing_pipes *pipes; /* with passthrough: the keeper's, or own_pipes */
+    struct growing_pipes own_pipes;
+    struct growing_mover mover;
+    pthread_mutex_t mover_lock; /* after a staged file's lock */
+    struct hold *hold;          /* NULL: writers can't be stopped here */
+    pthread_cond_t wake;        /* with spill->lock */
     bool wanted;
 };
 
@@ -111,15 +108,15 @@ struct spill {
     atomic_int_fast64_t spilling_bytes, damaged;
 };
 
-/* Notes the checksums of a data file in a transaction. */
-MOB_MUST_CHECK errint_t blocks_put(struct store *store, MDB_txn *txn, uint64_t file, uint64_t size,
-                                   const struct spill_sum *sums);
-
 /* After recovery: starts the threads if there is a spill directory. */
 MOB_MUST_CHECK errint_t spill_open(struct store *store, struct mob_error *err);
 /* Ends them; what they are at is broken off. */
 void spill_close(struct store *store);
 
+/* A large object that is ready has gone from one tier to the other: their counts. */
+void spill_count_tier(struct store *store, bool to_memory);
+/* Evictor or fetcher are done with the object, if it is still there. */
+void spill_clear_busy(struct store *store, uint64_t number);
 /* Gives the calling thread priority over users' programs, where that is allowed. */
 void spill_hurry(void);
 /* Takes over what the evictor's engine says of itself; on the thread that uses it. */
@@ -142,16 +139,14 @@ uint64_t spill_mark(const struct store *store, double share);
 void spill_room_came(struct store *store);
 /* The store is being closed. */
 bool spill_is_stopping(struct store *store);
-/* A large object is in memory from now on. */
-void spill_add(struct store *store, const struct object *object);
+/* A large object is in memory from now on, and was last used then (spill_now()). */
+void spill_add(struct store *store, uint64_t number, uint32_t used);
 /* Now, as struct object's `used` has it. */
 uint32_t spill_now(struct store *store);
 /* Copies all objects that are in memory only to disk (an orderly end). Blocks. */
 MOB_MUST_CHECK errint_t spill_all(struct store *store);
 
 MOB_MUST_CHECK errint_t evictor_start(struct store *store);
-/* In a transaction: the object's record says that a copy is on disk. */
-MOB_MUST_CHECK errint_t object_note_on_disk(struct store *store, MDB_txn *txn, uint64_t number);
 
 /* --- staged_grow.c --- */
 

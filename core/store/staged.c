@@ -87,10 +87,7 @@ static void delete_xattrs(struct store *store, uint64_t number)
     errint_t error = meta_begin(&store->meta, 0, &txn);
     if (!error) {
         error = meta_delete_number(&store->meta, txn, META_XATTRS, number);
-        if (error)
-            mdb_txn_abort(txn);
-        else
-            error = meta_commit(txn);
+        error = meta_end(txn, error);
     }
     store_write_unlock(store);
     if (error)

@@ -14,8 +14,8 @@
 
 #include "core/store/store_internal.h"
 
-/* Of the memory budget: from where on files move, and their writers are slowed. */
-#define MOVE_MARK 0.80
+/* Of the memory budget: files move, and their writers are slowed, from the high watermark on, or
+ * earlier, but not below this. */
 #define LEAST_MARK 0.30
 #define EARLY_BYTES (UINT64_C(144) << 20)
 #define LONGEST_STOP_NS UINT64_C(150000000)
@@ -25,7 +25,7 @@ enum { SLICE_UNITS = 8, LEAST_UNITS = 4, HELD_FILES = 7 };
  * tools/places.c) must be enough for what is written until the writers have been stopped. */
 uint64_t grow_mark(const struct store *store)
 {
-    uint64_t share = spill_mark(store, MOVE_MARK), least = spill_mark(store, LEAST_MARK);
+    uint64_t share = spill_mark(store, SPILL_HIGH_WATERMARK), least = spill_mark(store, LEAST_MARK);
     uint64_t early = store->memory_bytes > EARLY_BYTES ? store->memory_bytes - EARLY_BYTES : 0;
     if (early < least)
         early = least;
@@ -142,11 +142,11 @@ errint_t grow_make_room(struct store *store, struct staged *staged)
     struct grow *grow = &store->grow;
     if (!store->disk.count || store->passthrough || staged->data.dir != DISK_NO_DIR)
         return -ENOSPC;
-    cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->writers_lock);
-    errint_t error = move(store, staged, &grow->writers, SLICE_UNITS);
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->mover_lock);
+    errint_t error = move(store, staged, &grow->mover, SLICE_UNITS);
     /* Nothing to move but what it is at: then that, too. */
     if (error == -EAGAIN) {
-        error = growing_assemble(staged->growing, &grow->writers, &err);
+        error = growing_assemble(staged->growing, &grow->mover, &err);
         count(store, staged);
     }
     return error;
@@ -161,10 +161,9 @@ errint_t staged_settle_growth(struct store *store, uint64_t number, struct mob_e
         return 0;
     pthread_mutex_lock(&staged->lock);
     if (staged->growing && !staged->committed) {
-        cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->writers_lock);
+        cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->mover_lock);
         grow->mover.hold = NULL;
-        error = growing_move(staged->growing, store->passthrough ? &grow->mover : &grow->writers,
-                             UINT64_MAX, err);
+        error = growing_move(staged->growing, &grow->mover, UINT64_MAX, err);
         count(store, staged);
     }
     pthread_mutex_unlock(&staged->lock);
@@ -176,12 +175,10 @@ errint_t staged_settle_growth(struct store *store, uint64_t number, struct mob_e
 errint_t grow_assemble(struct store *store, struct staged *staged, struct mob_error *err)
 {
     struct grow *grow = &store->grow;
-    /* The pipes are those of the thread, which waits for this lock if it wants this file; another
-     * file's move must not be under way. */
-    cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->writers_lock);
-    struct growing_mover *mover = store->passthrough ? &grow->mover : &grow->writers;
-    mover->hold = NULL; /* nobody writes */
-    errint_t error = growing_assemble(staged->growing, mover, err);
+    /* Another file's move must not be under way. */
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->mover_lock);
+    grow->mover.hold = NULL; /* nobody writes */
+    errint_t error = growing_assemble(staged->growing, &grow->mover, err);
     count(store, staged);
     return error;
 }
@@ -305,7 +302,7 @@ static bool move_largest(struct store *store)
     errint_t error;
     /* These first: who has them may be about to use a file that is held. */
     pthread_mutex_lock(&staged->lock);
-    pthread_mutex_lock(&grow->writers_lock);
+    pthread_mutex_lock(&grow->mover_lock);
     stop_others(store, &found, &stopped);
     grow->mover.hold = grow->hold;
     do
@@ -313,7 +310,7 @@ static bool move_largest(struct store *store)
     while (!error && spill_memory_used(store) > grow_mark(store) / 4 * 3 &&
            mob_monotonic_ns() < until_ns && !spill_is_stopping(store));
     let_go(store, &stopped);
-    pthread_mutex_unlock(&grow->writers_lock);
+    pthread_mutex_unlock(&grow->mover_lock);
     pthread_mutex_unlock(&staged->lock);
     staged_put(store, staged);
     objects_settle(store);
@@ -333,10 +330,10 @@ static void *grow_main(void *argument)
             continue;
         }
         grow->wanted = false;
-        bool stop = spill->stop;
         pthread_mutex_unlock(&spill->lock);
-        while (!stop && spill_memory_used(store) > grow_mark(store) && move_largest(store))
-            stop = spill_is_stopping(store);
+        while (spill_memory_used(store) > grow_mark(store) && move_largest(store) &&
+               !spill_is_stopping(store))
+            continue;
         pthread_mutex_lock(&spill->lock);
     }
     pthread_mutex_unlock(&spill->lock);
@@ -363,29 +360,20 @@ static void resume_one(void *argument, const struct staged_info *info)
     if (!staged)
         return;
     pthread_mutex_lock(&staged->lock);
-    struct growing_mover *mover = store->passthrough ? &store->grow.mover : &store->grow.writers;
-    if (staged->growing && growing_resume(staged->growing, mover, &err))
+    if (staged->growing && growing_resume(staged->growing, &store->grow.mover, &err))
         mob_log_error("store: %s: %s", staged->name, err.message);
     pthread_mutex_unlock(&staged->lock);
     staged_put(store, staged);
 }
 
-static errint_t open_pipes(struct store *store, struct mob_error *err)
+static errint_t open_pipes(struct grow *grow, struct mob_error *err)
 {
-    struct grow *grow = &store->grow;
     if (grow->pipes)
         return 0;
-    grow->own_pipes = malloc(sizeof *grow->own_pipes);
-    if (!grow->own_pipes)
-        return mob_error_set(err, -ENOMEM, "no memory");
-    errint_t error = growing_pipes_open(grow->own_pipes, err);
-    if (error) {
-        free(grow->own_pipes);
-        grow->own_pipes = NULL;
-        return error;
-    }
-    grow->pipes = grow->own_pipes;
-    return 0;
+    errint_t error = growing_pipes_open(&grow->own_pipes, err);
+    if (!error)
+        grow->pipes = &grow->own_pipes;
+    return error;
 }
 
 errint_t grow_open(struct store *store, struct mob_error *err)
@@ -393,27 +381,22 @@ errint_t grow_open(struct store *store, struct mob_error *err)
     struct grow *grow = &store->grow;
     struct mob_error why = {0};
     pthread_cond_init(&grow->wake, NULL);
-    pthread_mutex_init(&grow->writers_lock, NULL);
-    errint_t error = growing_mover_open(&grow->writers, NULL);
-    if (error)
-        return mob_error_set(err, error, "files can't be moved to disk: %s", strerror(-error));
-    bool can_move = store->passthrough && open_pipes(store, &why) == 0;
+    pthread_mutex_init(&grow->mover_lock, NULL);
+    bool can_move = store->passthrough && open_pipes(grow, &why) == 0;
     if (store->passthrough && !can_move)
         mob_log_warning("store: a file that outgrows memory gets ENOSPC: %s", why.message);
     if (can_move && hold_open(&grow->hold, HELD_FILES + 1, &why))
         mob_log_warning("store: writers can't be stopped when memory is short: %s", why.message);
-    if (can_move)
-        error = growing_mover_open(&grow->mover, grow->pipes);
+    errint_t error = growing_mover_open(&grow->mover, can_move ? grow->pipes : NULL);
+    if (!error) {
+        staged_each(store, resume_one, store);
+        error = can_move ? -pthread_create(&grow->thread, NULL, grow_main, store) : 0;
+        grow->runs = can_move && !error;
+    }
     if (error)
         return mob_error_set(err, error, "files can't be moved to disk: %s", strerror(-error));
-    staged_each(store, resume_one, store);
-    if (!can_move)
-        return 0;
-    error = -pthread_create(&grow->thread, NULL, grow_main, store);
-    grow->runs = !error;
-    if (error)
-        return mob_error_set(err, error, "files can't be moved to disk: %s", strerror(-error));
-    pthread_setname_np(grow->thread, "mover");
+    if (grow->runs)
+        pthread_setname_np(grow->thread, "mover");
     return 0;
 }
 
@@ -430,13 +413,9 @@ void grow_close(struct store *store)
     }
     if (grow->mover.buffer)
         growing_mover_close(&grow->mover);
-    if (grow->writers.buffer)
-        growing_mover_close(&grow->writers);
     hold_close(grow->hold);
     grow->hold = NULL;
-    if (grow->own_pipes) {
-        growing_pipes_close(grow->own_pipes);
-        free(grow->own_pipes);
-        grow->own_pipes = NULL;
-    }
+    if (grow->pipes == &grow->own_pipes)
+        growing_pipes_close(&grow->own_pipes);
+    grow->pipes = NULL;
 }

@@ -352,11 +352,7 @@ errint_t store_new_number_locked(struct store *store, uint64_t *number)
         if (error)
             return error;
         error = meta_put(&store->meta, txn, META_STATE, "numbers", 7, &limit, sizeof limit);
-        if (error) {
-            mdb_txn_abort(txn);
-            return error;
-        }
-        error = meta_commit(txn);
+        error = meta_end(txn, error);
         if (error)
             return error;
         atomic_store(&store->number_limit, limit);

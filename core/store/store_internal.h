@@ -257,6 +257,11 @@ MOB_MUST_CHECK errint_t grow_adopt(struct store *store, struct staged *staged,
                                    const struct staged_record *record, unsigned dir);
 /* It ends; what it had on disk is removed unless it is the object's by now. */
 void grow_end(struct store *store, struct staged *staged);
+/* The file that has all of it, once it was assembled. */
+static inline const struct data_file *staged_whole(const struct staged *staged)
+{
+    return staged->growing ? &staged->grown : &staged->data;
+}
 /* Reads its bytes, wherever they are. */
 ssize_t staged_pread(struct staged *staged, void *buffer, size_t bytes, uint64_t offset);
 

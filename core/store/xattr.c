@@ -145,10 +145,7 @@ static errint_t keep(struct store *store, struct staged *staged, char *list, siz
                 meta_put_number(&store->meta, txn, META_XATTRS, staged->number, list, list_bytes);
         else
             error = meta_delete_number(&store->meta, txn, META_XATTRS, staged->number);
-        if (error)
-            mdb_txn_abort(txn);
-        else
-            error = meta_commit(txn);
+        error = meta_end(txn, error);
     }
     store_write_unlock(store);
     if (error) {
