@@ -136,7 +136,7 @@ static bool check_mount(void *context, const char *mount_path)
     if (io && !strcmp(io, "none")) {
         doctor_find(doctor, "spill I/O", DOCTOR_OK, NULL, "%s: spilling is off (--spill none)",
                     mount_path);
-    } else if (io) {
+    } else if (io && strcmp(io, "starting")) {
         bool ring = !strcmp(io, "io_uring");
         doctor_find(doctor, "spill I/O", ring ? DOCTOR_OK : DOCTOR_WARN,
                     "'sysctl kernel.io_uring_disabled=0', or in a container a seccomp profile that "

@@ -244,12 +244,13 @@ static void copy_all(struct round *round)
         copies[count++] = victim->copy;
     }
     atomic_fetch_add(&store->spill.spilling_bytes, (int64_t)bytes);
-    if (count)
-        spill_io_run(store->spill.evictor_io, copies, count);
+    struct spill_io *io = count ? spill_engine(store, &store->spill.evictor_io) : NULL;
+    if (io)
+        spill_io_run(io, copies, count);
     atomic_fetch_sub(&store->spill.spilling_bytes, (int64_t)bytes);
     spill_describe(store);
     for (size_t i = 0; i < count; i++)
-        owners[i]->error = copies[i].error;
+        owners[i]->error = io ? copies[i].error : -ENOMEM;
 }
 
 /* --- noting --- */
@@ -471,6 +472,13 @@ static unsigned next_look(struct store *store, uint64_t searched_ns)
     return pause < 1 ? 1 : pause > LONGEST_PAUSE_MS ? LONGEST_PAUSE_MS : (unsigned)pause;
 }
 
+/* Before it is needed, so that memory never waits for it; and status can say how it works. */
+static void make_engine(struct store *store)
+{
+    if (spill_engine(store, &store->spill.evictor_io))
+        spill_describe(store);
+}
+
 static void *evictor_main(void *argument)
 {
     struct store *store = argument;
@@ -487,13 +495,18 @@ static void *evictor_main(void *argument)
         pthread_mutex_lock(&spill->lock);
         if (spill->stop)
             break;
-        if (pause_ms) {
+        if (pause_ms) { /* the first one lasts until the server has started */
             struct timespec until;
             clock_gettime(CLOCK_MONOTONIC, &until);
             until.tv_nsec += (long)pause_ms * 1000000;
             until.tv_sec += until.tv_nsec / 1000000000;
             until.tv_nsec %= 1000000000;
             pthread_cond_timedwait(&spill->evictor_wake, &spill->lock, &until);
+            if (!spill->evictor_io) {
+                pthread_mutex_unlock(&spill->lock);
+                make_engine(store);
+                pthread_mutex_lock(&spill->lock);
+            }
             continue;
         }
         /* Who takes memory after this sees that nobody is awake; who did before is seen here. */

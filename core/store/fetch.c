@@ -342,7 +342,10 @@ void fetch_set_verified(struct store *store, uint64_t number, uint64_t verified_
 
 static errint_t run_copy(struct store *store, struct spill_copy *copy)
 {
-    spill_io_run(store->spill.fetcher_io, copy, 1);
+    struct spill_io *io = spill_engine(store, &store->spill.fetcher_io);
+    if (!io)
+        return -ENOMEM;
+    spill_io_run(io, copy, 1);
     return copy->error;
 }
 

@@ -27,14 +27,8 @@ errint_t spill_open(struct store *store, struct mob_error *err)
     pthread_cond_init(&spill->evictor_wake, &attributes);
     pthread_condattr_destroy(&attributes);
     pthread_cond_init(&spill->fetcher_wake, NULL);
-    static const struct spill_io_options defaults;
-    errint_t error = spill_io_open(&defaults, &spill->evictor_io, err);
-    if (!error)
-        error = spill_io_open(&defaults, &spill->fetcher_io, err);
-    if (error)
-        return error;
-    spill_describe(store);
-    error = grow_open(store, err);
+    snprintf(spill->described, sizeof spill->described, "starting");
+    errint_t error = grow_open(store, err);
     if (error)
         return error;
     error = evictor_start(store);
@@ -51,11 +45,30 @@ void spill_hurry(void)
         mob_log_debug("store: the evictor has no priority: %s", strerror(errno));
 }
 
+struct spill_io *spill_engine(struct store *store, struct spill_io **place)
+{
+    struct spill *spill = &store->spill;
+    struct spill_io *io = *place; /* only this thread sets it */
+    struct mob_error err = {0};
+    if (io)
+        return io;
+    if (spill_io_open(NULL, &io, &err)) {
+        mob_log_warning("store: %s", err.message);
+        return NULL;
+    }
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+    *place = io;
+    spill_io_cancel(io, spill->stop);
+    return io;
+}
+
 void spill_describe(struct store *store)
 {
     struct spill *spill = &store->spill;
     cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
-    snprintf(spill->described, sizeof spill->described, "%s", spill_io_describe(spill->evictor_io));
+    if (spill->evictor_io)
+        snprintf(spill->described, sizeof spill->described, "%s",
+                 spill_io_describe(spill->evictor_io));
 }
 
 void spill_count_tier(struct store *store, bool to_memory)
@@ -82,11 +95,11 @@ static void stop_threads(struct spill *spill)
         pthread_cond_signal(&spill->evictor_wake);
     if (spill->fetcher_runs)
         pthread_cond_signal(&spill->fetcher_wake);
-    pthread_mutex_unlock(&spill->lock);
     if (spill->evictor_io)
         spill_io_cancel(spill->evictor_io, true);
     if (spill->fetcher_io)
         spill_io_cancel(spill->fetcher_io, true);
+    pthread_mutex_unlock(&spill->lock);
     if (spill->evictor_runs)
         pthread_join(spill->evictor, NULL);
     if (spill->fetcher_runs)
@@ -142,6 +155,9 @@ errint_t store_spill_all(struct store *store)
     if (!store->disk.count)
         return -EOPNOTSUPP;
     stop_threads(&store->spill);
-    spill_io_cancel(store->spill.evictor_io, false);
+    struct spill_io *io = spill_engine(store, &store->spill.evictor_io);
+    if (!io)
+        return -ENOMEM;
+    spill_io_cancel(io, false);
     return spill_all(store);
 }

@@ -89,10 +89,10 @@ struct spill {
     bool evictor_runs;
     atomic_bool evictor_awake; /* it looks again by itself, no need to wake it */
     struct lru lru;
-    atomic_uint clock; /* goes on with every use of a large object */
-    struct spill_io *evictor_io;
-    char described[96];  /* what evictor_io says of itself */
-    unsigned idle_looks; /* the evictor's own */
+    atomic_uint clock;           /* goes on with every use of a large object */
+    struct spill_io *evictor_io; /* spill_engine() */
+    char described[96];          /* what it says of itself; "starting" in the first milliseconds */
+    unsigned idle_looks;         /* the evictor's own */
     uint64_t
         full_until_ns; /* the disk had no room: not tried again before, unless something goes */
 
@@ -119,6 +119,9 @@ void spill_count_tier(struct store *store, bool to_memory);
 void spill_clear_busy(struct store *store, uint64_t number);
 /* Gives the calling thread priority over users' programs, where that is allowed. */
 void spill_hurry(void);
+/* The engine of the calling thread, evictor or fetcher, made at its first use: its 16 MiB take
+ * milliseconds, which nothing that starts should wait for. NULL: no memory, and that was logged. */
+struct spill_io *spill_engine(struct store *store, struct spill_io **place);
 /* Takes over what the evictor's engine says of itself; on the thread that uses it. */
 void spill_describe(struct store *store);
 
