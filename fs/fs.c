@@ -37,7 +37,7 @@ errint_t fs_create(const struct fs_options *options, struct fs **out, struct mob
         ((error = handles_open(area, &fs->handles)) ||
          (error = backing_open(handles_backing_slots(fs->handles), fs->transport, &fs->backing)) ||
          (error = waiting_open(&fs->waiting)) || (error = staging_open(&fs->staging)) ||
-         (error = slow_open(&fs->slow)) ||
+         (error = slow_open("slow", 1, &fs->slow)) || (error = slow_open("syncs", 8, &fs->syncs)) ||
          (error = known_open(session_generation(fs->session) > 0, &fs->known))))
         mob_error_set(err, error, "the mount's tables can't be made: %s", strerror(-error));
     if (error) {
@@ -51,8 +51,9 @@ errint_t fs_create(const struct fs_options *options, struct fs **out, struct mob
 void fs_detach(struct fs *fs)
 {
     slow_close(fs->slow);
+    slow_close(fs->syncs);
     staging_stop(fs->staging);
-    fs->slow = NULL;
+    fs->slow = fs->syncs = NULL;
 }
 
 void fs_destroy(struct fs *fs)
@@ -60,6 +61,7 @@ void fs_destroy(struct fs *fs)
     if (!fs)
         return;
     slow_close(fs->slow);
+    slow_close(fs->syncs);
     staging_close(fs->staging);
     known_close(fs->known);
     if (fs->transport)

@@ -80,7 +80,8 @@ struct fs {
     struct waiting *waiting;
     struct known *known;
     struct staging *staging;
-    struct slow *slow;
+    struct slow *slow;  /* one thread */
+    struct slow *syncs; /* several: they wait for the disk together */
     uint64_t started_ns;
     uint64_t started_wall_ns;
     uid_t uid;
@@ -204,11 +205,16 @@ MOB_MUST_CHECK errint_t node_file_text(struct fs *fs, unsigned file, char **text
 MOB_MUST_CHECK errint_t metrics_text(struct fs *fs, char **text, size_t *bytes);
 const char *node_file_name(unsigned file); /* NULL past the end */
 
-/* --- slow.c: one thread for what takes long --- */
-MOB_MUST_CHECK errint_t slow_open(struct slow **out);
+/* --- slow.c: threads for what takes long --- */
+/* Up to `threads` of them, and no more than 8, each called `name` (a literal). -ENOMEM. */
+MOB_MUST_CHECK errint_t slow_open(const char *name, unsigned threads, struct slow **out);
 void slow_close(struct slow *slow);
-/* Runs function(argument) on the slow thread. False: out of memory. */
+/* Runs function(argument) on one of them. False: out of memory. */
 bool slow_run(struct slow *slow, void (*function)(void *argument), void *argument);
+
+/* --- sync.c --- */
+/* Answers an fsync of any node, later. */
+void sync_node(fuse_req_t request, uint64_t node);
 
 /* --- parking, ops.c --- */
 /* Parks the request that is being handled (an open of an object has been counted, and stays so)

@@ -201,15 +201,13 @@ static void op_release(fuse_req_t request, fuse_ino_t node, struct fuse_file_inf
     fuse_reply_err(request, 0);
 }
 
-/* Bytes are in memory until the spill tier is there: as on a tmpfs, there is nothing to wait for.
- */
 static void op_fsync(fuse_req_t request, fuse_ino_t node, int data_only,
                      struct fuse_file_info *file)
 {
     (void)data_only;
     (void)file;
     begin(request, OP_FSYNC, node);
-    fuse_reply_err(request, 0);
+    sync_node(request, node);
 }
 
 static void op_opendir(fuse_req_t request, fuse_ino_t node, struct fuse_file_info *file)
@@ -277,7 +275,7 @@ static void op_fsyncdir(fuse_req_t request, fuse_ino_t node, int data_only,
     (void)data_only;
     (void)file;
     begin(request, OP_FSYNCDIR, node);
-    fuse_reply_err(request, 0);
+    sync_node(request, node);
 }
 
 static void op_statfs(fuse_req_t request, fuse_ino_t node)

@@ -1,6 +1,11 @@
-/* One thread for what takes long (a checksum of gigabytes, a walk over all names), so that no
- * serving thread does. */
+/* Threads for what takes long (a checksum of gigabytes, a walk over all names, waiting for the
+ * disk), so that no serving thread does. Each is made when there is work and all others are busy.
+ */
+#include <string.h>
+
 #include "fs/internal.h"
+
+enum { THREADS_LIMIT = 8 };
 
 struct work {
     struct work *next;
@@ -9,7 +14,10 @@ struct work {
 };
 
 struct slow {
-    pthread_t thread;
+    const char *name;
+    pthread_t threads[THREADS_LIMIT];
+    unsigned limit, count, idle;
+    size_t queued;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     struct work *first, **last;
@@ -21,14 +29,17 @@ static void *slow_main(void *argument)
     struct slow *slow = argument;
     pthread_mutex_lock(&slow->mutex);
     for (;;) {
+        slow->idle++;
         while (!slow->first && !slow->stop)
             pthread_cond_wait(&slow->wake, &slow->mutex);
+        slow->idle--;
         struct work *work = slow->first;
         if (!work)
             break;
         slow->first = work->next;
         if (!slow->first)
             slow->last = &slow->first;
+        slow->queued--;
         pthread_mutex_unlock(&slow->mutex);
         work->function(work->argument);
         free(work);
@@ -38,20 +49,16 @@ static void *slow_main(void *argument)
     return NULL;
 }
 
-errint_t slow_open(struct slow **out)
+errint_t slow_open(const char *name, unsigned threads, struct slow **out)
 {
     struct slow *slow = calloc(1, sizeof *slow);
     if (!slow)
         return -ENOMEM;
+    slow->name = name;
+    slow->limit = threads < THREADS_LIMIT ? threads : THREADS_LIMIT;
     slow->last = &slow->first;
     pthread_mutex_init(&slow->mutex, NULL);
     pthread_cond_init(&slow->wake, NULL);
-    int error = pthread_create(&slow->thread, NULL, slow_main, slow);
-    if (error) {
-        free(slow);
-        return -error;
-    }
-    pthread_setname_np(slow->thread, "slow");
     *out = slow;
     return 0;
 }
@@ -62,12 +69,24 @@ void slow_close(struct slow *slow)
         return;
     pthread_mutex_lock(&slow->mutex);
     slow->stop = true;
-    pthread_cond_signal(&slow->wake);
+    pthread_cond_broadcast(&slow->wake);
     pthread_mutex_unlock(&slow->mutex);
-    pthread_join(slow->thread, NULL);
+    for (unsigned i = 0; i < slow->count; i++)
+        pthread_join(slow->threads[i], NULL);
     pthread_cond_destroy(&slow->wake);
     pthread_mutex_destroy(&slow->mutex);
     free(slow);
+}
+
+/* One thread more, if all are busy. Without the first nothing would be done. Locked. */
+static bool have_thread(struct slow *slow)
+{
+    if (slow->queued < slow->idle || slow->count == slow->limit)
+        return true;
+    if (pthread_create(&slow->threads[slow->count], NULL, slow_main, slow))
+        return slow->count > 0;
+    pthread_setname_np(slow->threads[slow->count++], slow->name);
+    return true;
 }
 
 bool slow_run(struct slow *slow, void (*function)(void *argument), void *argument)
@@ -76,10 +95,14 @@ bool slow_run(struct slow *slow, void (*function)(void *argument), void *argumen
     if (!work)
         return false;
     *work = (struct work){.function = function, .argument = argument};
-    pthread_mutex_lock(&slow->mutex);
+    cleanup_lock pthread_mutex_t *held = mob_lock(&slow->mutex);
+    if (!have_thread(slow)) {
+        free(work);
+        return false;
+    }
     *slow->last = work;
     slow->last = &work->next;
+    slow->queued++;
     pthread_cond_signal(&slow->wake);
-    pthread_mutex_unlock(&slow->mutex);
     return true;
 }

@@ -8,12 +8,13 @@
 #include <sys/xattr.h>
 
 static const char help[] =
-    "Usage: mobula put [FILE|-]... [--name NAME] [--ref ID]... [--json]\n"
+    "Usage: mobula put [FILE|-]... [--name NAME] [--ref ID]... [--sync] [--json]\n"
     "Put files, or standard input, into the store; print the ID of each.\n"
     "\n"
     "  -n, --name NAME    the name in staging/ (default: the ID); a name that exists is\n"
     "                     replaced; 'DIR/' puts each FILE there under its own name\n"
     "  -r, --ref ID       the new object holds this one too (may be repeated)\n"
+    "  -s, --sync         wait until each is on disk and survives a power cut, name and all\n"
     "      --mount DIR    the mount to use\n"
     "      --json         print JSON\n"
     "\n"
@@ -26,6 +27,7 @@ struct put {
     const struct cli_mount *mount;
     const char *name;
     char *refs; /* "ID ID", or NULL */
+    bool sync;
     json_t *list;
 };
 
@@ -99,6 +101,18 @@ static void show(const struct put *put, const char *label, const char *id, const
         printf("%s\n", id);
 }
 
+/* Object and name are durable when this returns: what the mount's fsync says of an object. */
+static int sync_one(const struct put *put, const char *path)
+{
+    cleanup_fd int fd = openat(put->mount->fd, path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0 && fsync(fd) == 0)
+        return EX_OK;
+    if (errno == EOPNOTSUPP)
+        return cli_fail(put->cli, EX_UNAVAILABLE,
+                        "--sync: %s is in memory, and the store has no spill directory", path);
+    return cli_fail(put->cli, cli_status(-errno), "--sync: %s: %s", path, cli_errno_text(-errno));
+}
+
 static int put_one(const struct put *put, const char *label)
 {
     struct mob_error err = {0};
@@ -125,10 +139,13 @@ static int put_one(const struct put *put, const char *label)
         status = cli_fail(put->cli, EX_USAGE, "--name: too long");
     if (!status && cli_stage_rename(put->mount, &staged, path, &err))
         status = cli_report(put->cli, &err);
-    if (status)
+    if (status) {
         cli_stage_abort(put->mount, &staged);
-    else
-        show(put, label, id, path, bytes);
+        return status;
+    }
+    if (put->sync)
+        status = sync_one(put, path);
+    show(put, label, id, path, bytes);
     return status;
 }
 
@@ -138,6 +155,7 @@ static int run(struct cli *cli, int argc, char **argv)
                                           CLI_JSON_OPTION,
                                           {"name", required_argument, NULL, 'n'},
                                           {"ref", required_argument, NULL, 'r'},
+                                          {"sync", no_argument, NULL, 's'},
                                           {NULL, 0, NULL, 0}};
     cleanup_mount struct cli_mount mount = CLI_MOUNT_NONE;
     struct put put = {.cli = cli, .mount = &mount};
@@ -145,9 +163,11 @@ static int run(struct cli *cli, int argc, char **argv)
     size_t ref_count = 0;
     if (!refs)
         return cli_fail(cli, EX_OSERR, "no memory");
-    for (int option; (option = cli_getopt(cli, argc, argv, "n:r:", longs)) != -1;) {
+    for (int option; (option = cli_getopt(cli, argc, argv, "n:r:s", longs)) != -1;) {
         if (option == 'n')
             put.name = optarg;
+        else if (option == 's')
+            put.sync = true;
         else
             refs[ref_count++] = optarg;
     }

@@ -57,6 +57,8 @@ errint_t object_write(struct store *store, MDB_txn *txn, const struct object_wri
         if (!error)
             error = fill(write, place);
     }
+    if (!error && write->sums)
+        error = blocks_put(meta, txn, object->file, object->size, write->sums);
     if (!error && write->ref_count)
         error = meta_put_number(meta, txn, META_REFS, object->number, write->refs,
                                 write->ref_count * sizeof *write->refs);
@@ -145,7 +147,7 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     if (on_disk) { /* just written, through the page cache; its checksums are made in a moment */
         object->disk = data->dir;
         if (fstat(data->fd, &info) == 0)
-            object->verified_ns = fetch_changed_ns(&info);
+            object->verified_ns = staged->sums ? 0 : fetch_changed_ns(&info);
         commit->on_disk_bytes = staged->growing ? staged->grown_bytes : staged->charged_bytes;
     }
     object->flags =
@@ -183,15 +185,23 @@ static errint_t take_name(struct commit *commit, struct name_record *name)
 static uint64_t record_bytes(const struct commit *commit)
 {
     return (commit->object.tier == TIER_INLINE ? commit->object.size : 0) +
-           commit->staged->ref_count * sizeof *commit->staged->refs + commit->xattrs_bytes + 1024;
+           commit->staged->ref_count * sizeof *commit->staged->refs + commit->xattrs_bytes + 1024 +
+           (commit->staged->synced.any ? synced_bytes(commit->staged) : 0);
+}
+
+/* Whether the object is durable as soon as its transaction is. */
+static bool is_settled(const struct commit *commit)
+{
+    return commit->object.tier == TIER_INLINE || commit->staged->sums;
 }
 
 static errint_t write_records(const struct commit *commit, MDB_txn *txn)
 {
     struct store *store = commit->store;
-    const struct staged *staged = commit->staged;
+    struct staged *staged = commit->staged;
     struct object_write write = {
         .object = &commit->object,
+        .sums = commit->object.tier == TIER_DISK ? staged->sums : NULL,
         .fd = staged_whole(staged)->fd,
         .refs = staged->refs,
         .ref_count = staged->ref_count,
@@ -203,6 +213,8 @@ static errint_t write_records(const struct commit *commit, MDB_txn *txn)
         error = name_record_put(&store->meta, txn, staged->parent, staged->key, &commit->name);
     if (!error && staged->xattrs_bytes)
         error = meta_delete_number(&store->meta, txn, META_XATTRS, staged->number);
+    if (!error)
+        error = synced_commit(store, txn, staged, commit->object.number, is_settled(commit));
     return error;
 }
 
@@ -254,6 +266,7 @@ static void publish(struct commit *commit)
         staged->grown.file = 0; /* it is the object's now */
     staged->ref_count = 0;      /* the object holds them now */
     staged->xattrs_bytes = 0;
+    synced_committed(store, staged, is_settled(commit));
     staged_committed_locked(store, staged, &commit->object.id, commit->object.number);
 }
 
@@ -299,7 +312,7 @@ static void begin(struct store *store, uint64_t number, struct commit *commit,
 /* 0 also for what had been committed before. */
 static errint_t end(struct commit *commit)
 {
-    if (commit->entered && commit->object.tier == TIER_DISK)
+    if (commit->entered && commit->object.tier == TIER_DISK && !commit->staged->sums)
         fetch_seal(commit->store, commit->object.number);
     if (commit->staged) {
         pthread_mutex_unlock(&commit->staged->lock);

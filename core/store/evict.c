@@ -40,6 +40,7 @@ struct round {
     uint64_t bytes;
     uint64_t room; /* on disk, for those that have no copy there */
     bool all;      /* not only what memory must give: everything that has no copy */
+    struct spill_io **engine;
 };
 
 /* --- memory --- */
@@ -244,19 +245,19 @@ static void copy_all(struct round *round)
         copies[count++] = victim->copy;
     }
     atomic_fetch_add(&store->spill.spilling_bytes, (int64_t)bytes);
-    struct spill_io *io = count ? spill_engine(store, &store->spill.evictor_io) : NULL;
+    struct spill_io *io = count ? spill_engine(store, round->engine) : NULL;
     if (io)
         spill_io_run(io, copies, count);
     atomic_fetch_sub(&store->spill.spilling_bytes, (int64_t)bytes);
-    spill_describe(store);
+    if (round->engine == &store->spill.evictor_io)
+        spill_describe(store);
     for (size_t i = 0; i < count; i++)
         owners[i]->error = io ? copies[i].error : -ENOMEM;
 }
 
 /* --- noting --- */
 
-/* In a transaction: the object's record says that a copy is on disk. */
-static errint_t note_on_disk(struct store *store, MDB_txn *txn, uint64_t number)
+errint_t spill_note_on_disk(struct store *store, MDB_txn *txn, uint64_t number)
 {
     const void *value;
     size_t bytes;
@@ -291,7 +292,7 @@ static void note_all(struct round *round)
             continue; /* or it is gone */
         error = blocks_put(&store->meta, txn, victim->file, victim->size, victim->sums);
         if (!error)
-            error = note_on_disk(store, txn, victim->number);
+            error = spill_note_on_disk(store, txn, victim->number);
     }
     if (begun)
         error = meta_end(txn, error);
@@ -391,6 +392,7 @@ static bool finish(struct round *round)
         mob_cleanup_fd(&victim->copy.to);
         free(victim->sums);
     }
+    spill_settled(round->store);
     objects_settle(round->store);
     return any;
 }
@@ -441,7 +443,7 @@ static uint64_t evict(struct store *store)
     if (used <= high)
         return 0;
     while (used > low && !spill_is_stopping(store) && disk_may_have_room(store)) {
-        struct round round = {.store = store};
+        struct round round = {.store = store, .engine = &store->spill.evictor_io};
         uint64_t bytes = used - low < ROUND_BYTES ? used - low : ROUND_BYTES;
         uint64_t begin_ns = mob_monotonic_ns();
         pick_some(&round, bytes);
@@ -571,24 +573,51 @@ static void drop_memory(struct store *store)
     } while (listed.count);
 }
 
-errint_t spill_all(struct store *store)
+/* Copies those of them that are in memory only; each that can be, whatever becomes of the others.
+ */
+static errint_t copy_listed(struct store *store, const struct listed *listed,
+                            struct spill_io **engine)
+{
+    struct round round = {.store = store, .room = UINT64_MAX, .all = true, .engine = engine};
+    errint_t error = 0;
+    for (size_t i = 0; i < listed->count; i++) {
+        uint32_t used = 0;
+        choose(&round, listed->numbers[i], true, &used);
+    }
+    run_round(&round);
+    for (size_t i = 0; i < round.count && !error; i++)
+        error = round.victims[i].error;
+    return error;
+}
+
+static errint_t copy_everything(struct store *store, struct spill_io **engine)
 {
     uint64_t cursor = 0;
     struct listed listed;
-    errint_t error = 0; /* the first; the others are copied nevertheless */
+    errint_t error = 0; /* the first */
     do {
         listed.count = 0;
         table_walk(&store->table, &cursor, note_memory_only, &listed);
-        struct round round = {.store = store, .room = UINT64_MAX, .all = true};
-        for (size_t i = 0; i < listed.count; i++) {
-            uint32_t used = 0;
-            choose(&round, listed.numbers[i], true, &used);
-        }
-        run_round(&round);
-        for (size_t i = 0; i < round.count; i++)
-            if (!error)
-                error = round.victims[i].error;
+        errint_t one = copy_listed(store, &listed, engine);
+        error = error ? error : one;
     } while (listed.count);
+    return error;
+}
+
+errint_t spill_all(struct store *store)
+{
+    errint_t error = copy_everything(store, &store->spill.evictor_io);
     drop_memory(store);
     return error;
+}
+
+errint_t spill_copy(struct store *store, uint64_t number)
+{
+    struct listed listed = {.numbers = {number}, .count = 1};
+    return copy_listed(store, &listed, &store->spill.syncer_io);
+}
+
+errint_t spill_copy_all(struct store *store)
+{
+    return copy_everything(store, &store->spill.syncer_io);
 }

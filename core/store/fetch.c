@@ -144,13 +144,15 @@ errint_t store_place(struct store *store, uint64_t number, char **path)
 
 /* --- queueing --- */
 
-/* Adds to what is queued for the object, or queues it. False: no memory. */
+/* Adds to what is queued for the object, or queues it. False: no memory, or nobody to do it. */
 static bool enqueue(struct store *store, uint64_t number, struct waiter *waiter,
                     enum fetch_kind kind)
 {
     struct spill *spill = &store->spill;
     cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
     struct fetch **link = &spill->fetches;
+    if (spill->stop)
+        return false;
     while (*link && (*link)->number != number)
         link = &(*link)->next;
     if (!*link) {
@@ -243,6 +245,16 @@ static void wake_blocked(void *argument, uint64_t number, enum object_state stat
     pthread_cond_signal(&blocked->done);
 }
 
+static void wait_blocked(struct blocked *blocked)
+{
+    pthread_mutex_lock(&blocked->lock);
+    while (!blocked->called)
+        pthread_cond_wait(&blocked->done, &blocked->lock);
+    pthread_mutex_unlock(&blocked->lock);
+    pthread_cond_destroy(&blocked->done);
+    pthread_mutex_destroy(&blocked->lock);
+}
+
 errint_t fetch_and_wait(struct store *store, uint64_t number)
 {
     struct blocked blocked = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
@@ -253,14 +265,44 @@ errint_t fetch_and_wait(struct store *store, uint64_t number)
     error = store_fetch(store, number, wake_blocked, &blocked, &token);
     if (error)
         return error;
-    pthread_mutex_lock(&blocked.lock);
-    while (!blocked.called)
-        pthread_cond_wait(&blocked.done, &blocked.lock);
-    pthread_mutex_unlock(&blocked.lock);
-    pthread_cond_destroy(&blocked.done);
-    pthread_mutex_destroy(&blocked.lock);
+    wait_blocked(&blocked);
     error = store_readable(store, number);
     return error == -EAGAIN ? -EIO : error;
+}
+
+bool fetch_has_sums(struct store *store, uint64_t file, uint64_t size)
+{
+    struct meta_reader *reader;
+    const struct spill_sum *sums;
+    const void *value;
+    size_t bytes;
+    if (meta_read_begin(&store->meta, &reader))
+        return false;
+    bool found =
+        meta_get_number(&store->meta, reader->txn, META_BLOCKS, file, &value, &bytes) == 0 &&
+        blocks_decode(file, size, value, bytes, &sums);
+    meta_read_end(reader);
+    return found;
+}
+
+errint_t fetch_seal_and_wait(struct store *store, uint64_t number)
+{
+    struct blocked blocked = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+    struct object_info info;
+    uint64_t token;
+    errint_t error = store_info(store, number, &info);
+    if (error || fetch_has_sums(store, info.file, info.size))
+        return error;
+    struct waiter *waiter = waiter_new(store, wake_blocked, &blocked, &token);
+    if (!waiter || !enqueue(store, number, waiter, FETCH_SEAL)) {
+        free(waiter);
+        return -ENOMEM;
+    }
+    wait_blocked(&blocked);
+    error = store_readable(store, number);
+    if (error)
+        return error == -EAGAIN ? -EIO : error;
+    return fetch_has_sums(store, info.file, info.size) ? 0 : -ENOSPC;
 }
 
 /* --- verifying --- */
@@ -461,6 +503,7 @@ static void restore(struct store *store, uint64_t number)
             unlinkat(store->data_fd, SPILL_RESTORE_NAME, 0);
     }
     spill_clear_busy(store, number);
+    spill_settled(store);
     objects_settle(store);
 }
 

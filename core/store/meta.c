@@ -9,10 +9,11 @@
 
 #include "core/base/log.h"
 #include "core/base/util.h"
+#include "core/store/journal.h"
 
 static const char *const table_names[META_TABLE_COUNT] = {
     "state",  "objects", "inline", "names",    "symlinks", "refs",
-    "xattrs", "sums",    "jobs",   "job_data", "blocks",
+    "xattrs", "sums",    "jobs",   "job_data", "blocks",   "synced",
 };
 
 errint_t meta_error(int code, const char *what)
@@ -47,6 +48,7 @@ static int open_env(struct meta *meta, const char *path)
         code = mdb_env_create(&meta->env);
         if (code)
             return code;
+        mdb_env_set_userctx(meta->env, meta);
         code = mdb_env_set_mapsize(meta->env, sizes[i]);
         if (!code)
             code = mdb_env_set_maxdbs(meta->env, META_TABLE_COUNT + 4);
@@ -62,19 +64,26 @@ static int open_env(struct meta *meta, const char *path)
     return code;
 }
 
-static int open_tables(struct meta *meta)
+static int open_tables_in(struct meta *meta, unsigned txn_flags, unsigned table_flags)
 {
     MDB_txn *txn;
-    int code = mdb_txn_begin(meta->env, NULL, 0, &txn);
+    int code = mdb_txn_begin(meta->env, NULL, txn_flags, &txn);
     if (code)
         return code;
     for (int i = 0; i < META_TABLE_COUNT && !code; i++)
-        code = mdb_dbi_open(txn, table_names[i], MDB_CREATE, &meta->tables[i]);
+        code = mdb_dbi_open(txn, table_names[i], table_flags, &meta->tables[i]);
     if (code) {
         mdb_txn_abort(txn);
         return code;
     }
     return mdb_txn_commit(txn);
+}
+
+/* Writes only if there is something to make: the journal knows every other transaction. */
+static int open_tables(struct meta *meta)
+{
+    int code = open_tables_in(meta, MDB_RDONLY, 0);
+    return code == MDB_NOTFOUND ? open_tables_in(meta, 0, MDB_CREATE) : code;
 }
 
 /* --- room on the disk ---
@@ -187,15 +196,25 @@ static bool disk_is_full(int fd)
 errint_t meta_begin(struct meta *meta, uint64_t new_bytes, MDB_txn **txn)
 {
     errint_t error = allocate_ahead(meta, new_bytes);
+    if (!error && meta->journal)
+        error = journal_begin(meta->journal, new_bytes);
     return error ? error : meta_error(mdb_txn_begin(meta->env, NULL, 0, txn), "begin");
 }
 
+/* The journal has it first: what LMDB then hasn't, when the server is killed in between, is cut off
+ * at the next start. */
 errint_t meta_commit(MDB_txn *txn)
 {
-    int fd = -1;
-    mdb_env_get_fd(mdb_txn_env(txn), &fd);
+    struct meta *meta = mdb_env_get_userctx(mdb_txn_env(txn));
+    errint_t error = meta->journal ? journal_append(meta->journal, mdb_txn_id(txn)) : 0;
+    if (error) {
+        mdb_txn_abort(txn);
+        return error;
+    }
     int code = mdb_txn_commit(txn);
-    return meta_error(code == EIO && disk_is_full(fd) ? ENOSPC : code, "commit");
+    if (code && meta->journal)
+        journal_take_back(meta->journal);
+    return meta_error(code == EIO && disk_is_full(meta->data_fd) ? ENOSPC : code, "commit");
 }
 
 errint_t meta_end(MDB_txn *txn, errint_t error)
@@ -244,6 +263,19 @@ errint_t meta_open(struct meta *meta, const char *path, bool map_writes, struct 
     meta_close(meta);
     return mob_error_set(err, error, "can't open the metadata in %s: %s", path,
                          code ? mdb_strerror(code) : strerror(-error));
+}
+
+uint64_t meta_last_txn(struct meta *meta)
+{
+    MDB_envinfo info;
+    return mdb_env_info(meta->env, &info) ? 0 : info.me_last_txnid;
+}
+
+uint64_t meta_used_bytes(struct meta *meta)
+{
+    MDB_envinfo info;
+    return mdb_env_info(meta->env, &info) ? 0
+                                          : ((uint64_t)info.me_last_pgno + 1) * meta->page_bytes;
 }
 
 void meta_close(struct meta *meta)
@@ -314,6 +346,12 @@ errint_t meta_put(struct meta *meta, MDB_txn *txn, enum meta_table table, const 
                   size_t key_bytes, const void *value, size_t value_bytes)
 {
     MDB_val k = {key_bytes, (void *)key}, v = {value_bytes, (void *)value};
+    if (meta->journal) {
+        journal_fill(meta->journal);
+        errint_t error = journal_put(meta->journal, table, key, key_bytes, value, value_bytes);
+        if (error)
+            return error;
+    }
     return meta_error(mdb_put(txn, meta->tables[table], &k, &v, 0), "put");
 }
 
@@ -323,6 +361,8 @@ errint_t meta_reserve(struct meta *meta, MDB_txn *txn, enum meta_table table, ui
     uint8_t bytes[8];
     meta_store_be(bytes, number);
     MDB_val k = {sizeof bytes, bytes}, v = {value_bytes, NULL};
+    if (meta->journal)
+        journal_fill(meta->journal);
     /* Numbers mostly ascend; told so, LMDB fills its pages instead of leaving them half empty. */
     int code = mdb_put(txn, meta->tables[table], &k, &v, MDB_RESERVE | MDB_APPEND);
     if (code == MDB_KEYEXIST) {
@@ -330,7 +370,10 @@ errint_t meta_reserve(struct meta *meta, MDB_txn *txn, enum meta_table table, ui
         code = mdb_put(txn, meta->tables[table], &k, &v, MDB_RESERVE);
     }
     *place = v.mv_data;
-    return meta_error(code, "put");
+    errint_t error = meta_error(code, "put");
+    if (!error && meta->journal)
+        error = journal_put_later(meta->journal, table, bytes, sizeof bytes, *place, value_bytes);
+    return error;
 }
 
 errint_t meta_get(struct meta *meta, MDB_txn *txn, enum meta_table table, const void *key,
@@ -349,8 +392,15 @@ errint_t meta_delete(struct meta *meta, MDB_txn *txn, enum meta_table table, con
                      size_t key_bytes)
 {
     MDB_val k = {key_bytes, (void *)key};
+    if (meta->journal)
+        journal_fill(meta->journal);
     int code = mdb_del(txn, meta->tables[table], &k, NULL);
-    return code == MDB_NOTFOUND ? 0 : meta_error(code, "delete");
+    if (code == MDB_NOTFOUND)
+        return 0;
+    errint_t error = meta_error(code, "delete");
+    if (!error && meta->journal)
+        error = journal_delete(meta->journal, table, key, key_bytes);
+    return error;
 }
 
 errint_t meta_put_number(struct meta *meta, MDB_txn *txn, enum meta_table table, uint64_t number,

@@ -10,6 +10,7 @@
  *   xattrs    number          attributes of an object or of a staged file
  *   sums      number          SHA-256 of an object
  *   blocks    data file       checksums of an object's blocks on disk: struct blocks_header, sums
+ *   synced    staged file       what fsync(2) has made durable of one that is still written: synced.c
  *   jobs, job_data            belong to the user of the store
  *
  * Whatever is read is checked by the one decode function of its kind before anything else sees it.
@@ -41,10 +42,13 @@ enum meta_table {
     META_JOBS,
     META_JOB_DATA,
     META_BLOCKS,
+    META_SYNCED,
     META_TABLE_COUNT
 };
 
 enum { META_READERS = 96, META_SECRET_BYTES = 192 };
+
+struct journal;
 
 struct meta_reader {
     atomic_bool busy;
@@ -60,12 +64,18 @@ struct meta {
     int data_fd; /* of data.mdb */
     uint64_t page_bytes;
     atomic_uint_fast64_t allocated_bytes; /* of data.mdb are sure to be there */
+    struct journal *journal;              /* what every transaction goes to as well; NULL: none */
 };
 
 /* Opens or makes the environment in the directory `path`. */
 MOB_MUST_CHECK errint_t meta_open(struct meta *meta, const char *path, bool map_writes,
                                   struct mob_error *err);
 void meta_close(struct meta *meta);
+
+/* The number of the last transaction that was committed. */
+uint64_t meta_last_txn(struct meta *meta);
+/* So many bytes of data.mdb are in use. */
+uint64_t meta_used_bytes(struct meta *meta);
 
 /* LMDB's code as a negative errno. Damage and unexpected codes become -EIO and are logged with
  * `what`. */

@@ -9,15 +9,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "core/store/store_internal.h"
+#include "core/store/recover_internal.h"
 
 /* --- data files that are there --- */
-
-struct data_files {
-    uint64_t *files; /* ascending */
-    bool *named;
-    size_t count, capacity;
-};
 
 static int compare_numbers(const void *a, const void *b)
 {
@@ -71,11 +65,21 @@ static bool name_file(struct data_files *files, uint64_t file)
     return true;
 }
 
-/* The same among the files on disk: in which directory. */
-static bool name_disk_file(struct data_files *files, uint64_t file, unsigned *dir)
+errint_t recover_memory_file(struct recovery *it, uint64_t file)
+{
+    struct data_files *files = &it->files;
+    bool *named = realloc(files->named, (files->count + 2) * sizeof *named);
+    if (!named)
+        return -ENOMEM;
+    files->named = named;
+    named[files->count] = false;
+    return add_file(files, file);
+}
+
+bool recover_disk_file(struct recovery *it, uint64_t file, unsigned *dir)
 {
     for (*dir = 0; *dir < DISK_DIRS; ++*dir)
-        if (name_file(files, file << 8 | *dir))
+        if (name_file(&it->disk_files, file << 8 | *dir))
             return true;
     return false;
 }
@@ -98,26 +102,6 @@ static errint_t scan_disk(struct store *store, struct data_files *files)
     errint_t error = disk_each_file(&store->disk, add_disk_file, files);
     return error ? error : sort_files(files);
 }
-
-/* --- the whole --- */
-
-struct lost_name {
-    uint64_t parent, key;
-    struct mob_id target;
-};
-
-struct recovery {
-    struct store *store;
-    struct data_files files;
-    struct data_files disk_files; /* number << 8 | directory */
-    uint64_t highest;
-    struct mob_id *lost; /* objects whose data file is gone, sorted when all are known */
-    uint64_t *lost_numbers, *lost_files;
-    size_t lost_count, lost_capacity;
-    struct lost_name *names; /* to be removed */
-    size_t name_count, name_capacity;
-    const char *why;
-};
 
 static errint_t add_lost(struct recovery *it, const struct object *object)
 {
@@ -183,7 +167,10 @@ static bool find_files(struct recovery *it, struct object *object, bool on_disk)
 {
     unsigned dir;
     bool in_memory = name_file(&it->files, object->file);
-    if (on_disk && name_disk_file(&it->disk_files, object->file, &dir)) {
+    /* What was written on disk and has no checksums yet may be anything after a crash. */
+    if (!it->store->trust.memory && !fetch_has_sums(it->store, object->file, object->size))
+        on_disk = false;
+    if (on_disk && recover_disk_file(it, object->file, &dir)) {
         object->flags |= OBJECT_ON_DISK;
         object->disk = (uint8_t)dir;
     }
@@ -234,8 +221,8 @@ static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_v
     return error;
 }
 
-static errint_t walk(struct store *store, enum meta_table table, void *argument,
-                     errint_t (*each)(void *argument, const MDB_val *key, const MDB_val *value))
+errint_t recover_walk(struct store *store, enum meta_table table, void *argument,
+                      errint_t (*each)(void *argument, const MDB_val *key, const MDB_val *value))
 {
     struct meta_reader *reader;
     MDB_cursor *cursor;
@@ -433,7 +420,7 @@ static errint_t load_names(struct recovery *it)
     struct store *store = it->store;
     if (it->lost_count)
         qsort(it->lost, it->lost_count, sizeof *it->lost, compare_ids);
-    errint_t error = walk(store, META_NAMES, it, each_name);
+    errint_t error = recover_walk(store, META_NAMES, it, each_name);
     if (!error)
         error = make_root(store, NAMES_STAGING, "staging");
     if (!error)
@@ -545,7 +532,7 @@ static bool find_data(struct recovery *it, struct data_file *data)
     unsigned dir;
     if (name_file(&it->files, data->file))
         return true;
-    if (!name_disk_file(&it->disk_files, data->file, &dir))
+    if (!recover_disk_file(it, data->file, &dir))
         return false;
     data->dir = (uint8_t)dir;
     return true;
@@ -565,7 +552,7 @@ static errint_t adopt_growth(struct recovery *it, struct staged *staged,
     bool objects = staged->committed && store_info(store, staged->object_number, &object) == 0 &&
                    object.file == record->grown_file;
     if (!objects)
-        return name_disk_file(&it->disk_files, record->grown_file, &dir)
+        return recover_disk_file(it, record->grown_file, &dir)
                    ? grow_adopt(store, staged, record, dir)
                    : 1;
     int fd = disk_find_file(&store->disk, record->grown_file, O_RDONLY, &dir);
@@ -591,8 +578,8 @@ static int open_staged(struct store *store, struct staged *staged)
     return fd;
 }
 
-static errint_t adopt(struct recovery *it, struct staged *staged,
-                      const struct staged_record *record)
+errint_t recover_adopt(struct recovery *it, struct staged *staged,
+                       const struct staged_record *record)
 {
     struct store *store = it->store;
     errint_t error = 0;
@@ -642,7 +629,7 @@ static errint_t each_record(void *argument, const struct staged_record *record, 
         it->highest = record->number;
     if (record->file > it->highest)
         it->highest = record->file;
-    errint_t error = adopt(it, staged, record);
+    errint_t error = recover_adopt(it, staged, record);
     if (error != 1) {
         if (error)
             staged_free(staged);
@@ -719,7 +706,7 @@ static errint_t remove_xattrs(struct store *store)
 {
     struct number_list list = {.store = store};
     MDB_txn *txn;
-    errint_t error = walk(store, META_XATTRS, &list, each_xattr);
+    errint_t error = recover_walk(store, META_XATTRS, &list, each_xattr);
     if (!error && list.count) {
         error = meta_begin(&store->meta, 0, &txn);
         bool begun = !error;
@@ -807,13 +794,13 @@ static errint_t recover(struct recovery *it)
     if (!error)
         error = scan_disk(store, &it->disk_files);
     if (!error)
-        error = walk(store, META_OBJECTS, it, each_object);
+        error = recover_walk(store, META_OBJECTS, it, each_object);
     if (!error)
         error = load_names(it);
     if (!error)
-        error = walk(store, META_REFS, it, each_refs);
+        error = recover_walk(store, META_REFS, it, each_refs);
     if (!error)
-        error = walk(store, META_SUMS, it, each_sum);
+        error = recover_walk(store, META_SUMS, it, each_sum);
     if (error)
         return error;
     error = records_recover(&store->records, each_record, it);
@@ -821,6 +808,8 @@ static errint_t recover(struct recovery *it)
         error = remove_xattrs(store);
     if (!error)
         error = remove_lost(it);
+    if (!error)
+        error = recover_synced(it);
     if (error)
         return error;
     sweep_files(it);
@@ -875,7 +864,7 @@ void store_drop_unresolved(struct store *store)
     store_names_lock(store);
     errint_t error = 0;
     if (store->unresolved.count) {
-        error = walk(store, META_NAMES, &it, each_unresolved_name);
+        error = recover_walk(store, META_NAMES, &it, each_unresolved_name);
         if (!error)
             error = remove_lost(&it);
         pthread_mutex_lock(&store->tree_lock);

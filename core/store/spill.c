@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include "core/store/store_internal.h"
 
@@ -77,6 +78,23 @@ void spill_count_tier(struct store *store, bool to_memory)
     atomic_fetch_add(&store->ready_disk, to_memory ? -1 : 1);
 }
 
+void spill_settled(struct store *store)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->spill.lock);
+    pthread_cond_broadcast(&store->spill.settled);
+}
+
+void spill_wait_settled(struct store *store)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += 100000000;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&store->spill.lock);
+    pthread_cond_timedwait(&store->spill.settled, &store->spill.lock, &until);
+}
+
 void spill_clear_busy(struct store *store, uint64_t number)
 {
     struct table_shard *shard;
@@ -99,6 +117,9 @@ static void stop_threads(struct spill *spill)
         spill_io_cancel(spill->evictor_io, true);
     if (spill->fetcher_io)
         spill_io_cancel(spill->fetcher_io, true);
+    if (spill->syncer_io)
+        spill_io_cancel(spill->syncer_io, true);
+    pthread_cond_broadcast(&spill->settled);
     pthread_mutex_unlock(&spill->lock);
     if (spill->evictor_runs)
         pthread_join(spill->evictor, NULL);
@@ -124,6 +145,7 @@ void spill_close(struct store *store)
     stop_threads(spill);
     grow_close(store);
     drop_fetches(spill);
+    settler_close(store);
     while (spill->damages) {
         struct damage *damage = spill->damages;
         spill->damages = damage->next;
@@ -131,7 +153,8 @@ void spill_close(struct store *store)
     }
     spill_io_close(spill->evictor_io);
     spill_io_close(spill->fetcher_io);
-    spill->evictor_io = spill->fetcher_io = NULL;
+    spill_io_close(spill->syncer_io);
+    spill->evictor_io = spill->fetcher_io = spill->syncer_io = NULL;
     lru_free(&spill->lru);
 }
 
@@ -159,5 +182,9 @@ errint_t store_spill_all(struct store *store)
     if (!io)
         return -ENOMEM;
     spill_io_cancel(io, false);
-    return spill_all(store);
+    errint_t error = spill_all(store);
+    for (unsigned i = 0; i < store->disk.count; i++)
+        if (syncfs(store->disk.dirs[i].fd) < 0 && !error)
+            error = -errno;
+    return error;
 }

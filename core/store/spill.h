@@ -14,6 +14,7 @@
 #ifndef MOBULA_CORE_STORE_SPILL_H
 #define MOBULA_CORE_STORE_SPILL_H
 
+#include <lmdb.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -104,6 +105,11 @@ struct spill {
     struct damage *damages;
     struct spill_io *fetcher_io;
 
+    /* Who makes objects durable, one at a time: sync.c. */
+    pthread_mutex_t sync_lock; /* before any other lock of the store */
+    struct spill_io *syncer_io;
+    pthread_cond_t settled; /* objects that were busy no longer are; with `lock` */
+
     atomic_uint_fast64_t spilled_bytes, restored_bytes, errors;
     atomic_int_fast64_t spilling_bytes, damaged;
 };
@@ -117,6 +123,10 @@ void spill_close(struct store *store);
 void spill_count_tier(struct store *store, bool to_memory);
 /* Evictor or fetcher are done with the object, if it is still there. */
 void spill_clear_busy(struct store *store, uint64_t number);
+/* Some objects are no longer busy: wakes who waits for that. No lock held but a shard's. */
+void spill_settled(struct store *store);
+/* Waits until an object may have been settled, or for 100 ms. */
+void spill_wait_settled(struct store *store);
 /* Gives the calling thread priority over users' programs, where that is allowed. */
 void spill_hurry(void);
 /* The engine of the calling thread, evictor or fetcher, made at its first use: its 16 MiB take
@@ -148,6 +158,12 @@ void spill_add(struct store *store, uint64_t number, uint32_t used);
 uint32_t spill_now(struct store *store);
 /* Copies all objects that are in memory only to disk (an orderly end). Blocks. */
 MOB_MUST_CHECK errint_t spill_all(struct store *store);
+/* Copies an object that is in memory only to disk, or all of them; they stay in memory. What is
+ * busy is left out. With sync_lock. -ENOSPC, -EIO, -ENOMEM, -ECANCELED. Blocks. */
+MOB_MUST_CHECK errint_t spill_copy(struct store *store, uint64_t number);
+MOB_MUST_CHECK errint_t spill_copy_all(struct store *store);
+/* In a transaction: the object's record says that a copy is on disk. */
+MOB_MUST_CHECK errint_t spill_note_on_disk(struct store *store, MDB_txn *txn, uint64_t number);
 
 MOB_MUST_CHECK errint_t evictor_start(struct store *store);
 
@@ -171,6 +187,11 @@ MOB_MUST_CHECK errint_t damage_sentence(struct store *store, uint64_t number, ch
 
 /* Queues a large object that was written on disk: its checksums are made. */
 void fetch_seal(struct store *store, uint64_t number);
+/* Are the checksums of a data file of `size` bytes in LMDB? */
+bool fetch_has_sums(struct store *store, uint64_t file, uint64_t size);
+/* Makes them, if need be, and waits for it. As fetch_and_wait(); -ENOSPC: there is no room for
+ * them. */
+MOB_MUST_CHECK errint_t fetch_seal_and_wait(struct store *store, uint64_t number);
 /* The time of a file's last change. */
 struct stat;
 uint64_t fetch_changed_ns(const struct stat *info);

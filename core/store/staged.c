@@ -74,6 +74,7 @@ void staged_free(struct staged *staged)
     pthread_mutex_destroy(&staged->lock);
     free(staged->name);
     free(staged->xattrs);
+    free(staged->sums);
     free(staged->refs);
     free(staged);
 }
@@ -103,6 +104,7 @@ static void destroy(struct store *store, struct staged *staged)
         atomic_fetch_sub(&store->memory_files, 1);
     if (staged->gone) {
         watcher_forget(store, staged->number);
+        synced_drop(store, staged);
         if (staged->keeps_file) {
             staged_uncharge(store, staged);
             data_give_back(store, &staged->data, staged->write_only);
@@ -560,14 +562,27 @@ void staged_discard(struct store *store, uint64_t number)
     objects_settle(store);
 }
 
+/* What was promised by fsync(2) is kept: it is as if it had been closed. */
+static bool close_synced(struct store *store, uint64_t number)
+{
+    struct staged *staged = staged_get(store, number);
+    bool synced = staged && staged->synced.any;
+    if (synced)
+        staged_mark_closed(store, number, true);
+    if (staged)
+        staged_put(store, staged);
+    return synced;
+}
+
 void store_discard_unopened(struct store *store)
 {
     size_t count;
     struct staged_info info;
     cleanup_free uint64_t *numbers = all_numbers(store, &count);
     for (size_t i = 0; i < count; i++)
-        /* One that was closed is to be committed yet, unless it has been or has lost its name. */
+        /* One that was closed or synced is to be committed yet, unless it has been or has lost its
+         * name. */
         if (staged_info(store, numbers[i], &info) == 0 && !info.opens &&
-            (!info.closed || info.committed || info.unlinked))
+            (info.committed || info.unlinked || (!info.closed && !close_synced(store, numbers[i]))))
             staged_discard(store, numbers[i]);
 }

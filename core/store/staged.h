@@ -128,6 +128,12 @@ MOB_MUST_CHECK errint_t staged_when_unwritten(struct store *store, uint64_t numb
 MOB_MUST_CHECK errint_t staged_settle_growth(struct store *store, uint64_t number,
                                              struct mob_error *err);
 
+/* fsync(2): what the file has now survives a power cut, under the name it has, whether or not it is
+ * closed before; or, if it is an object by now, that. A spec in run/ is not durable before it is a
+ * job. -EOPNOTSUPP: it is too large for LMDB and there is no spill directory; -ENOSPC, -EIO.
+ * Blocks for as long as writing it takes. */
+MOB_MUST_CHECK errint_t staged_sync(struct store *store, uint64_t number, struct mob_error *err);
+
 /* Would staged_commit() succeed now: room for it, refs well-formed. For FLUSH, so that close
  * reports it. */
 MOB_MUST_CHECK errint_t staged_check(struct store *store, uint64_t number, struct mob_error *err);

@@ -73,6 +73,11 @@ errint_t records_open(struct staged_records *records, int dir_fd, struct mob_err
     return 0;
 }
 
+errint_t records_discard(int dir_fd)
+{
+    return unlinkat(dir_fd, "staged", 0) < 0 && errno != ENOENT ? -errno : 0;
+}
+
 void records_close(struct staged_records *records)
 {
     if (records->slots)

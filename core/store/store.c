@@ -1,6 +1,7 @@
 /* Opening and closing a store, its numbers, and what is asked of the whole. */
 #include "core/store/store.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <string.h>
@@ -64,10 +65,11 @@ static errint_t lock_state(struct store *store, struct mob_error *err)
     store->state_ino = info.st_ino;
     if (!register_open(store))
         return mob_error_set(err, -EBUSY, "%s is open already", store->state_dir);
-    cleanup_fd int dir = open(store->state_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dir < 0)
+    store->state_fd = open(store->state_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (store->state_fd < 0)
         return mob_error_set(err, -errno, "%s: %s", store->state_dir, strerror(errno));
-    store->lock_fd = openat(dir, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    store->lock_fd =
+        openat(store->state_fd, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (store->lock_fd < 0)
         return mob_error_set(err, -errno, "%s/lock: %s", store->state_dir, strerror(errno));
     if (fcntl(store->lock_fd, F_SETLK, &whole) < 0)
@@ -138,27 +140,92 @@ static errint_t load_state(struct store *store, MDB_txn *txn, struct mob_error *
     return 0;
 }
 
-static errint_t open_meta(struct store *store, bool map_writes, struct mob_error *err)
+/* LMDB can't be trusted: it is made anew from the journal. */
+static errint_t rebuild_meta(struct store *store, const char *path, bool map_writes,
+                             struct mob_error *err)
+{
+    bool damaged = false;
+    mob_log_warning("store: the metadata in %s is made anew from its journal: the machine has "
+                    "crashed, or this is a copy, or it is damaged",
+                    store->state_dir);
+    errint_t error = trust_discard(store->state_fd, err);
+    if (!error)
+        error = meta_open(&store->meta, path, map_writes, err);
+    if (!error)
+        error = journal_replay(store->journal, &store->meta, &damaged, err);
+    if (!error && damaged)
+        mob_log_error("store: the journal in %s is damaged: what it said there is lost",
+                      store->state_dir);
+    return error;
+}
+
+/* Opens LMDB, as it was left or made anew. */
+static errint_t open_meta_files(struct store *store, bool map_writes, struct mob_error *err)
 {
     cleanup_free char *path = NULL;
-    MDB_txn *txn;
     if (asprintf(&path, "%s/meta", store->state_dir) < 0)
         return -ENOMEM;
     if (mkdir(path, 0700) < 0 && errno != EEXIST)
         return mob_error_set(err, -errno, "%s: %s", path, strerror(errno));
-    errint_t error = meta_open(&store->meta, path, map_writes, err);
+    errint_t error = trust_read(store->state_fd, &store->trust, err);
     if (error)
         return error;
+    if (!store->trust.meta && journal_has_snapshot(store->journal))
+        return rebuild_meta(store, path, map_writes, err);
+    /* Nothing of it was made durable: it is taken as it is, if there is something at all. */
+    store->trust.meta = true;
+    store->trust.memory |= store->trust.fresh || !journal_has_logs(store->journal);
+    error = meta_open(&store->meta, path, map_writes, err);
+    if (!error)
+        error = journal_resume(store->journal, meta_last_txn(&store->meta), err);
+    return error;
+}
+
+static errint_t open_meta(struct store *store, const struct store_options *options,
+                          struct mob_error *err)
+{
+    struct journal_options journal_options = {.state_dir = store->state_dir,
+                                              .writer = &store->writer,
+                                              .log_bytes = options->journal_bytes};
+    MDB_txn *txn;
+    memcpy(journal_options.owner, store->owner, sizeof store->owner);
+    errint_t error = journal_open(&journal_options, &store->journal, err);
+    if (!error)
+        error = open_meta_files(store, options->map_writes, err);
+    if (!error)
+        error = trust_running(store->state_fd, err);
+    if (error)
+        return error;
+    store->meta.journal = store->journal;
     error = meta_begin(&store->meta, 0, &txn); /* a full disk must not keep it from being opened */
     if (error)
-        return mob_error_set(err, error, "%s: %s", path, strerror(-error));
+        return mob_error_set(err, error, "%s/meta: %s", store->state_dir, strerror(-error));
     error = load_state(store, txn, err);
     if (error) {
         mdb_txn_abort(txn);
         return error;
     }
     error = meta_commit(txn);
-    return error ? mob_error_set(err, error, "%s: %s", path, strerror(-error)) : 0;
+    return error ? mob_error_set(err, error, "%s/meta: %s", store->state_dir, strerror(-error)) : 0;
+}
+
+/* Which of these files are whole, nobody knows. */
+static errint_t empty_memory(struct store *store)
+{
+    int fd = openat(store->data_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir) {
+        errint_t error = -errno;
+        mob_cleanup_fd(&fd);
+        return error;
+    }
+    const struct dirent *entry;
+    uint64_t file;
+    while ((entry = readdir(dir)))
+        if (data_name_parse(entry->d_name, &file))
+            unlinkat(store->data_fd, entry->d_name, 0);
+    closedir(dir);
+    return records_discard(store->memory_fd);
 }
 
 static errint_t open_memory(struct store *store, struct mob_error *err)
@@ -172,6 +239,9 @@ static errint_t open_memory(struct store *store, struct mob_error *err)
         openat(store->memory_fd, "data", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
     if (store->data_fd < 0)
         return mob_error_set(err, -errno, "%s/data: %s", store->memory_dir, strerror(errno));
+    errint_t error = store->trust.memory ? 0 : empty_memory(store);
+    if (error)
+        return mob_error_set(err, error, "%s: %s", store->memory_dir, strerror(-error));
     return records_open(&store->records, store->memory_fd, err);
 }
 
@@ -182,7 +252,7 @@ static struct store *new_store(const struct store_options *options)
     struct store *store = calloc(1, sizeof *store);
     if (!store)
         return NULL;
-    store->lock_fd = store->memory_fd = store->data_fd = store->records.fd = -1;
+    store->lock_fd = store->state_fd = store->memory_fd = store->data_fd = store->records.fd = -1;
     store->watcher.inotify_fd = store->watcher.event_fd = -1;
     store->state_dir = strdup(options->state_dir);
     store->memory_dir = strdup(options->memory_dir);
@@ -197,11 +267,15 @@ static struct store *new_store(const struct store_options *options)
     store->hooks = options->hooks;
     store->hooks.object_changed = NULL;
     store->dead_new_end = &store->dead_new;
-    pthread_mutex_t *locks[] = {
-        &store->names_lock,   &store->writer,    &store->tree_lock,  &store->spare.lock,
-        &store->watcher.lock, &store->dead_lock, &store->spill.lock, &store->spare_on_disk.lock};
+    pthread_mutex_t *locks[] = {&store->names_lock,      &store->writer,
+                                &store->tree_lock,       &store->spare.lock,
+                                &store->watcher.lock,    &store->dead_lock,
+                                &store->spill.lock,      &store->spare_on_disk.lock,
+                                &store->spill.sync_lock, &store->settler.lock};
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(locks); i++)
         pthread_mutex_init(locks[i], NULL);
+    pthread_cond_init(&store->spill.settled, NULL);
+    pthread_cond_init(&store->settler.wake, NULL);
     if (!store->state_dir || !store->memory_dir || table_init(&store->table) ||
         hash_init(&store->directories, 64) || hash_init(&store->staged_numbers, 1024) ||
         hash_init(&store->staged_names, 1024) || hash_init(&store->unresolved, 64) ||
@@ -229,7 +303,7 @@ errint_t store_open(const struct store_options *options, struct store **out, str
     ignore_lease_signals();
     errint_t error = lock_state(store, err);
     if (!error)
-        error = open_meta(store, options->map_writes, err);
+        error = open_meta(store, options, err);
     if (!error)
         error = open_memory(store, err);
     if (!error)
@@ -243,6 +317,13 @@ errint_t store_open(const struct store_options *options, struct store **out, str
         store_close(store);
         return error;
     }
+    error = journal_start(store->journal, &store->meta);
+    if (error) {
+        store_close(store);
+        return mob_error_set(err, error, "the journal can't begin: %s", strerror(-error));
+    }
+    settler_start(store);
+    store->opened = true;
     store->hooks.object_changed = options->hooks.object_changed; /* not of links found again */
     *out = store;
     return 0;
@@ -257,6 +338,23 @@ static void free_dead(struct dead *dead)
         free(dead);
         dead = next;
     }
+}
+
+/* After an orderly end, the next start need not ask the journal. */
+static void close_meta(struct store *store)
+{
+    uint64_t bytes = store->meta.env ? meta_used_bytes(&store->meta) : 0;
+    errint_t error =
+        store->opened ? journal_sync(store->journal, journal_written(store->journal)) : 0;
+    journal_close(store->journal);
+    int code = store->opened ? mdb_env_sync(store->meta.env, 1) : 0;
+    meta_close(&store->meta);
+    if (!error && code)
+        error = code > 0 ? -code : -EIO;
+    if (!error && store->opened)
+        error = trust_clean(store->state_fd, bytes);
+    if (error)
+        mob_log_error("store: %s can't be closed in order: %s", store->state_dir, strerror(-error));
 }
 
 void store_close(struct store *store)
@@ -278,18 +376,21 @@ void store_close(struct store *store)
     free_dead(store->dead_new);
     free_dead(store->dead);
     free(store->changed);
-    if (store->meta.env)
-        mdb_env_sync(store->meta.env, 1);
-    meta_close(&store->meta);
+    close_meta(store);
+    mob_cleanup_fd(&store->state_fd);
     mob_cleanup_fd(&store->data_fd);
     mob_cleanup_fd(&store->memory_fd);
     mob_cleanup_fd(&store->lock_fd);
     unregister_open(store);
-    pthread_mutex_t *locks[] = {
-        &store->names_lock,   &store->writer,    &store->tree_lock,  &store->spare.lock,
-        &store->watcher.lock, &store->dead_lock, &store->spill.lock, &store->spare_on_disk.lock};
+    pthread_mutex_t *locks[] = {&store->names_lock,      &store->writer,
+                                &store->tree_lock,       &store->spare.lock,
+                                &store->watcher.lock,    &store->dead_lock,
+                                &store->spill.lock,      &store->spare_on_disk.lock,
+                                &store->spill.sync_lock, &store->settler.lock};
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(locks); i++)
         pthread_mutex_destroy(locks[i]);
+    pthread_cond_destroy(&store->spill.settled);
+    pthread_cond_destroy(&store->settler.wake);
     explicit_bzero(store->secret, sizeof store->secret);
     free(store->state_dir);
     free(store->memory_dir);
@@ -446,9 +547,4 @@ void store_usage(struct store *store, struct store_usage *out)
     out->damaged = at_least_zero(atomic_load(&spill->damaged));
     cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
     memcpy(out->spill_io, spill->described, sizeof out->spill_io);
-}
-
-errint_t store_sync(struct store *store)
-{
-    return meta_error(mdb_env_sync(store->meta.env, 1), "sync");
 }

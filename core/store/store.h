@@ -1,8 +1,9 @@
 /* The object store of one node: objects, their references and tiers, and what of it is on disk.
  *
  * It knows neither jobs nor FUSE nor the network. Everything that a completed call changed is in
- * LMDB when the call returns, so that a server killed at any moment loses nothing acknowledged; it
- * is not fsynced unless asked. The object table is in memory and is loaded from LMDB by
+ * LMDB and in the journal when the call returns, so that a server killed at any moment loses
+ * nothing acknowledged; on disk for sure, whatever happens to the machine, is what was synced
+ * (store_sync_object() and its like). The object table is in memory and is loaded from LMDB by
  * store_open().
  *
  * Numbers. Every object, name, staged file and job has a number: 64 bits, never reused in the life
@@ -68,6 +69,7 @@ struct store_options {
      * that is larger than memory survives this process only with them. NULL: the store makes its
      * own. */
     struct growing_pipes *pipes;
+    uint64_t journal_bytes;        /* of a log, before a snapshot replaces it; 0 = default */
     unsigned spare_files;          /* empty data files kept ready for staged_create; 0 = default */
     const struct mob_clock *clock; /* NULL = system */
     struct store_hooks hooks;
@@ -174,6 +176,18 @@ bool store_memory_is_plenty(struct store *store);
 /* May more be written to the spill directories: within the budget and less the reserve? False
  * where nothing is spilled. */
 bool store_disk_has_room(struct store *store);
+
+/* --- durability: what survives a power cut. All of these block for the disk --- */
+
+/* A ready object, its attributes, and its names. It must be counted as open. -EOPNOTSUPP: it is in
+ * memory and there is no spill directory; -ENOSPC, -EIO (also if it is damaged), -EAGAIN
+ * (pending). */
+MOB_MUST_CHECK errint_t store_sync_object(struct store *store, uint64_t number);
+/* All names, jobs, attributes and small objects; not the bytes of large objects. */
+MOB_MUST_CHECK errint_t store_sync_names(struct store *store);
+/* Everything, and what staged files have by now. The first error; the rest is synced nevertheless.
+ */
+MOB_MUST_CHECK errint_t store_sync_all(struct store *store);
 
 /* Before store_close(): copies to disk what is in memory only, and removes it from memory, so that
  * that can be taken away. Nothing but store_close() may follow. Blocks for as long as
@@ -313,8 +327,5 @@ struct store_usage {
     uint64_t commits, freed; /* since the server began */
 };
 void store_usage(struct store *store, struct store_usage *out);
-
-/* fsyncs LMDB. Blocks for the disk. */
-MOB_MUST_CHECK errint_t store_sync(struct store *store);
 
 #endif

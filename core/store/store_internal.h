@@ -29,11 +29,14 @@
 #include "core/store/disk.h"
 #include "core/store/growing.h"
 #include "core/store/hash.h"
+#include "core/store/journal.h"
 #include "core/store/meta.h"
 #include "core/store/names.h"
 #include "core/store/spill.h"
 #include "core/store/staged.h"
 #include "core/store/store.h"
+#include "core/store/sync.h"
+#include "core/store/trust.h"
 
 /* --- table.c: objects in memory --- */
 
@@ -158,6 +161,14 @@ struct data_file {
     uint8_t dir; /* spill directory; DISK_NO_DIR: it is in memory */
 };
 
+/* What fsync(2) has made durable of a file that is still written: sync.h. */
+struct synced_copy {
+    bool any;
+    bool own; /* it has a file of its own, of `counted` bytes; else it is in LMDB or in place */
+    uint8_t dir;
+    uint64_t file, counted, note_bytes;
+};
+
 struct staged {
     struct store *store;
     struct hash_node by_number, by_name;
@@ -195,6 +206,8 @@ struct staged {
     uint64_t grown_bytes;    /* what `grown` is counted as */
 
     /* Under lock. */
+    struct synced_copy synced;
+    struct spill_sum *sums; /* of a file that was recovered from what was synced; else NULL */
     bool keeps_file; /* the data file belongs to it and goes with it; false: the object has it */
     uint64_t charged_bytes;
     atomic_uint_fast64_t
@@ -299,6 +312,8 @@ struct staged_records {
 MOB_MUST_CHECK errint_t records_open(struct staged_records *records, int dir_fd,
                                      struct mob_error *err);
 void records_close(struct staged_records *records);
+/* Instead of opening them: removes what is there. */
+MOB_MUST_CHECK errint_t records_discard(int dir_fd);
 /* Writes the record of a staged file as it is now into a new slot, then frees the old one (unless
  * staged->slot is RECORD_SLOTS: it has none yet). tree_lock held. -ENOSPC. */
 MOB_MUST_CHECK errint_t records_write(struct staged_records *records, struct staged *staged);
@@ -508,13 +523,16 @@ struct store {
     struct store_hooks hooks;
     uint8_t secret[META_SECRET_BYTES];
 
-    int lock_fd, memory_fd, data_fd;
+    int lock_fd, state_fd, memory_fd, data_fd;
+    struct trust trust; /* in what a server before left */
     bool registered; /* in the process's list of open stores */
     dev_t state_dev;
     ino_t state_ino;
     struct store *next_open;
 
     struct meta meta;
+    struct journal *journal;
+    bool opened; /* store_open() came to its end: what is there is whole */
     pthread_mutex_t names_lock;
     pthread_mutex_t writer;
     atomic_uint_fast64_t next_number, number_limit;
@@ -531,6 +549,7 @@ struct store {
     struct watcher watcher;
     struct disk disk;
     struct spill spill;
+    struct settler settler;
     struct grow grow;
     atomic_int memory_files; /* staged files in memory that somebody writes */
     bool memory_is_own;      /* memory_dir is a filesystem of its own: it counts what it holds */
@@ -587,6 +606,7 @@ void store_drop_unresolved(struct store *store);
 /* What a ready object needs in LMDB; `content` or `fd` has the bytes of an inline one. */
 struct object_write {
     const struct object *object;
+    const struct spill_sum *sums; /* of its file on disk, where they are known */
     const void *content;
     int fd;
     const struct mob_id *refs;

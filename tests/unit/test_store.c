@@ -369,7 +369,7 @@ static void tables_are_kept_and_walked_in_order(void **state)
     assert_int_equal(store_batch_put(batch, STORE_TABLE_JOB_DATA, "d", 1, "4444", 4), 0);
     assert_int_equal(store_batch_put(batch, STORE_TABLE_JOB_DATA, "e", 1, "5", 1), 0);
     assert_int_equal(store_batch_commit(batch, NULL), 0);
-    assert_int_equal(store_sync(fixture->store), 0);
+    assert_int_equal(store_sync_names(fixture->store), 0);
     fixture_reopen(fixture);
     assert_int_equal(store_table_each(fixture->store, STORE_TABLE_JOB_DATA, add_up, text), 1);
     assert_string_equal(text, "a1c3d4444");
