@@ -8,15 +8,20 @@
 
 static const char help[] =
     "Usage: mobula doctor [--state DIR] [--json]\n"
+    "       mobula doctor --spill DIR [--json]\n"
     "Check what this machine can do, line by line, and say how to mend what it can't.\n"
     "Status 0: usable (warnings are about speed or limits); 69: not.\n"
+    "With --spill: list the objects in a spill directory, and read each to see that it is\n"
+    "intact. Status 0: none is damaged; 1: some are.\n"
     "\n"
     "      --state DIR    the state directory to look at (default: that of 'mobula up')\n"
     "      --mount DIR    the mount to look at (default: all)\n"
+    "      --spill DIR    the spill directory to list and verify\n"
     "      --json         print JSON\n"
     "\n"
     "Example:\n"
-    "  mobula doctor\n";
+    "  mobula doctor\n"
+    "  mobula doctor --spill /var/lib/mobula/node/spill\n";
 
 static const char *const verdicts[] = {"ok", "warn", "fail"};
 
@@ -45,20 +50,31 @@ void doctor_find(struct doctor *doctor, const char *check, enum doctor_verdict v
 
 static int run(struct cli *cli, int argc, char **argv)
 {
-    enum { OPTION_STATE = CLI_OPTION_FIRST };
+    enum { OPTION_STATE = CLI_OPTION_FIRST, OPTION_SPILL };
     static const struct option longs[] = {CLI_COMMON_OPTIONS,
                                           CLI_JSON_OPTION,
                                           {"state", required_argument, NULL, OPTION_STATE},
+                                          {"spill", required_argument, NULL, OPTION_SPILL},
                                           {NULL, 0, NULL, 0}};
     char state[PATH_MAX];
     cli_default_state("node", state);
     struct doctor doctor = {.cli = cli, .state = state};
-    while (cli_getopt(cli, argc, argv, "", longs) != -1) {
-        doctor.state = optarg;
-        doctor.state_given = true;
+    const char *spill = NULL;
+    for (int option; (option = cli_getopt(cli, argc, argv, "", longs)) != -1;) {
+        if (option == OPTION_SPILL && spill)
+            cli_usage(cli, "--spill: one directory at a time");
+        if (option == OPTION_SPILL)
+            spill = optarg;
+        else
+            doctor.state = optarg;
+        doctor.state_given |= option == OPTION_STATE;
     }
     if (argc > optind)
         cli_usage(cli, "unexpected argument '%s'", argv[optind]);
+    if (spill && (doctor.state_given || cli->mount_option))
+        cli_usage(cli, "--spill goes with neither --state nor --mount");
+    if (spill)
+        return doctor_check_files(cli, spill);
     if (cli->json)
         doctor.findings = json_array();
     doctor_check_kernel(&doctor);

@@ -37,4 +37,9 @@ void doctor_check_machine(struct doctor *doctor);
  * with how it spills. */
 void doctor_check_spill(struct doctor *doctor);
 
+/* `mobula doctor --spill DIR`: lists the files of a spill directory and compares each with its
+ * header, by reading it. Needs no daemon, and disturbs none. EX_OK: none is damaged; 1: some are;
+ * else it could not be told. Blocks for the disk. */
+int doctor_check_files(const struct cli *cli, const char *path);
+
 #endif

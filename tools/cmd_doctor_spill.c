@@ -5,7 +5,9 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/xattr.h>
 
+#include "core/store/disk_header.h"
 #include "tools/cli_daemon.h"
 #include "tools/cmd_up_options.h"
 
@@ -31,6 +33,17 @@ static bool is_on_root(const char *path)
     return !stat(path, &place) && !stat("/", &root) && place.st_dev == root.st_dev;
 }
 
+/* Only said where it is so: it is an aid, and nothing needs it. */
+static void check_attributes(struct doctor *doctor, const char *path, const char *place)
+{
+    if (getxattr(place, DISK_HEADER_NAME, NULL, 0) < 0 && errno == EOPNOTSUPP)
+        doctor_find(doctor, "spill", DOCTOR_WARN,
+                    "choose a directory on another filesystem with --spill (ext4, xfs, btrfs)",
+                    "%s: its filesystem has no user attributes, so 'mobula doctor --spill' can't "
+                    "verify it",
+                    path);
+}
+
 /* `used`: a daemon spills there. What another user's daemon may write, this process may not. */
 static void check_place(struct doctor *doctor, const char *path, bool used)
 {
@@ -51,6 +64,7 @@ static void check_place(struct doctor *doctor, const char *path, bool used)
                     "%s can't be written: %s", path, strerror(error));
         return;
     }
+    check_attributes(doctor, path, place);
     if (statvfs(place, &disk))
         return;
     uint64_t bytes = (uint64_t)disk.f_bavail * disk.f_frsize;

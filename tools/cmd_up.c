@@ -23,6 +23,7 @@ static const char help[] =
     "      --spill DIR        where objects go when memory is full; up to 8 times, striped over "
     "all\n"
     "                         (default: spill in the state directory); 'none': nowhere\n"
+    "      --forget-spill DIR give up a spill directory that is gone for good, and its objects\n"
     "      --disk SIZE        for them: 40G, or 30% of the disk (default: what it has free, less\n"
     "                         a reserve)\n"
     "      --cpus N           what jobs may use at once (default: all)\n"
@@ -41,6 +42,7 @@ enum {
     OPTION_NO_PASSTHROUGH,
     OPTION_NO_IDLE_POLLING,
     OPTION_CONFIG,
+    OPTION_FORGET_SPILL,
     OPTION_VALUE
 };
 
@@ -77,9 +79,11 @@ static const char *parse_options(struct cli *cli, int argc, char **argv, struct 
         {"no-passthrough", no_argument, NULL, OPTION_NO_PASSTHROUGH},
         {"no-idle-polling", no_argument, NULL, OPTION_NO_IDLE_POLLING},
         {"config", required_argument, NULL, OPTION_CONFIG},
+        {"forget-spill", required_argument, NULL, OPTION_FORGET_SPILL},
         {NULL, 0, NULL, 0}};
     static const char *const keys[] = {"name",  "state", "memory",   "cpus",    "transport", "log",
                                        "spill", "disk",  "resource", "cluster", "listen"};
+    struct mob_error err = {0};
     for (int option; (option = cli_getopt(cli, argc, argv, "", longs)) != -1;) {
         if (option == OPTION_FOREGROUND) {
             options->foreground = true;
@@ -87,6 +91,9 @@ static const char *parse_options(struct cli *cli, int argc, char **argv, struct 
             set_or_die(cli, options, "no-passthrough", "yes");
         } else if (option == OPTION_NO_IDLE_POLLING) {
             set_or_die(cli, options, "no-idle-polling", "yes");
+        } else if (option == OPTION_FORGET_SPILL) {
+            if (up_options_forget(options, optarg, &err))
+                cli_usage(cli, "--forget-spill: %s", err.message);
         } else if (option == OPTION_CONFIG) {
             free(options->config);
             if (!(options->config = strdup(optarg)))
@@ -164,7 +171,7 @@ static int check_directory(const struct cli *cli, const char *given, char path[P
 
 /* --- starting --- */
 
-enum { ARGUMENTS = 26 + 2 * SPILL_PLACES_LIMIT };
+enum { ARGUMENTS = 26 + 4 * SPILL_PLACES_LIMIT };
 
 static bool is_on(const char *word)
 {
@@ -198,6 +205,10 @@ static void make_arguments(const struct up_options *options, const char *program
     for (size_t i = 0; options->spills[i]; i++) {
         out[count++] = "--spill";
         out[count++] = options->spills[i];
+    }
+    for (size_t i = 0; options->forgets[i]; i++) {
+        out[count++] = "--forget-spill";
+        out[count++] = options->forgets[i];
     }
     if (is_on(options->no_passthrough))
         out[count++] = "--no-passthrough";
@@ -420,7 +431,9 @@ static int up(const struct cli *cli, const char *given, struct up_options *optio
     if (!status)
         status = up_make_state(cli, options, mount_path);
     if (!status)
-        status = up_make_spills(cli, options, mount_path);
+        status = up_check_spills(cli, options, mount_path);
+    if (!status)
+        status = up_check_forgets(cli, options);
     if (status)
         return status;
     if (!cli_daemon_program(program))

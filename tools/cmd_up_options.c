@@ -121,6 +121,20 @@ static errint_t add_spill(struct up_options *options, const char *value, struct 
     return options->spills[count] ? 0 : mob_error_set(err, -ENOMEM, "no memory");
 }
 
+errint_t up_options_forget(struct up_options *options, const char *value, struct mob_error *err)
+{
+    size_t count = 0;
+    while (options->forgets[count])
+        count++;
+    if (!*value)
+        return mob_error_set(err, -EINVAL, "expected a directory");
+    if (count == SPILL_PLACES_LIMIT)
+        return mob_error_set(err, -EINVAL, "'%s' is one too many: expected up to %d directories",
+                             value, SPILL_PLACES_LIMIT);
+    options->forgets[count] = strdup(value);
+    return options->forgets[count] ? 0 : mob_error_set(err, -ENOMEM, "no memory");
+}
+
 errint_t up_options_set(struct up_options *options, const char *key, const char *value,
                         bool replace, struct mob_error *err)
 {
@@ -150,6 +164,8 @@ void up_options_free(struct up_options *options)
         free(*(char **)((char *)options + known_options[i].offset));
     for (size_t i = 0; options->spills[i]; i++)
         free(options->spills[i]);
+    for (size_t i = 0; options->forgets[i]; i++)
+        free(options->forgets[i]);
     free(options->config);
 }
 

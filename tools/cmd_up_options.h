@@ -18,8 +18,9 @@ struct up_options {
     char *disk;
     /* Directories, or "none" alone; NULL at the end. */
     char *spills[SPILL_PLACES_LIMIT + 1];
-    bool spills_closed; /* what comes now has no say on them any more */
-    char *config;       /* not from a file */
+    char *forgets[SPILL_PLACES_LIMIT + 1]; /* of the command line; NULL at the end */
+    bool spills_closed;                    /* what comes now has no say on them any more */
+    char *config;                          /* not from a file */
     bool foreground;
 };
 
@@ -29,6 +30,11 @@ struct up_options {
  * one of SPEC.md that is not there yet; -EINVAL and a sentence: a bad value. */
 MOB_MUST_CHECK errint_t up_options_set(struct up_options *options, const char *key,
                                        const char *value, bool replace, struct mob_error *err);
+
+/* Adds a directory to be given up. It is no option of the file: that would give up what comes
+ * later, too. -EINVAL and a sentence. */
+MOB_MUST_CHECK errint_t up_options_forget(struct up_options *options, const char *value,
+                                          struct mob_error *err);
 
 /* Fills what the command line left open from the option file, section [NAME] before no section,
  * then from the defaults. The first of these that says anything of "spill" says all of it. The

@@ -62,7 +62,7 @@ static void warn_of_memory(const struct cli *cli, const char *path)
     cli_note(cli, "warning: --spill: %s is in memory: what is spilled there frees none", path);
 }
 
-int up_make_spills(const struct cli *cli, struct up_options *options, const char *mount_path)
+int up_check_spills(const struct cli *cli, struct up_options *options, const char *mount_path)
 {
     char real[PATH_MAX];
     struct mob_error err = {0};
@@ -71,7 +71,7 @@ int up_make_spills(const struct cli *cli, struct up_options *options, const char
     if (!options->spills[0] || !strcmp(options->spills[0], SPILL_PLACE_NONE))
         return EX_OK;
     for (size_t i = 0; options->spills[i]; i++) {
-        errint_t error = spill_place_make(options->spills[i], mount_path, real, &err);
+        errint_t error = spill_place_check(options->spills[i], mount_path, real, &err);
         if (error == -EINVAL)
             cli_usage(cli, "%s", err.message);
         if (error)
@@ -83,6 +83,23 @@ int up_make_spills(const struct cli *cli, struct up_options *options, const char
             warn_of_memory(cli, real);
         free(options->spills[i]);
         if (!(options->spills[i] = strdup(real)))
+            return cli_fail(cli, EX_OSERR, "no memory");
+    }
+    return EX_OK;
+}
+
+int up_check_forgets(const struct cli *cli, struct up_options *options)
+{
+    char real[PATH_MAX];
+    struct mob_error err = {0};
+    for (size_t i = 0; options->forgets[i]; i++) {
+        errint_t error = spill_place_locate(options->forgets[i], "--forget-spill", real, &err);
+        if (error == -EINVAL)
+            cli_usage(cli, "%s", err.message);
+        if (error)
+            return cli_report(cli, &err);
+        free(options->forgets[i]);
+        if (!(options->forgets[i] = strdup(real)))
             return cli_fail(cli, EX_OSERR, "no memory");
     }
     return EX_OK;

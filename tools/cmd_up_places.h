@@ -15,9 +15,11 @@ int up_check_memory(const struct cli *cli, const struct up_options *options);
 /* Makes the state directory, and names it by its path without links. EX_CANTCREAT, EX_NOPERM. */
 int up_make_state(const struct cli *cli, struct up_options *options, const char *mount_path);
 
-/* Makes each directory of --spill, and names it by its path without links. The default one, in the
- * state directory, is mobulad's to make. One in memory is warned of. After up_make_state().
- * EX_CANTCREAT, EX_NOPERM. */
-int up_make_spills(const struct cli *cli, struct up_options *options, const char *mount_path);
+/* Names each directory of --spill by its path without links; it is mobulad's to make. One in memory
+ * is warned of. After up_make_state(). EX_CANTCREAT, EX_NOPERM. */
+int up_check_spills(const struct cli *cli, struct up_options *options, const char *mount_path);
+
+/* Names each directory of --forget-spill in the same way. As cli_status(). */
+int up_check_forgets(const struct cli *cli, struct up_options *options);
 
 #endif

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
@@ -147,6 +148,14 @@ static void start_prober(struct keeper *keeper)
     settings->ready_fd = -1;
 }
 
+static void forget_once(struct settings *settings)
+{
+    for (size_t i = 0; settings->forget_dirs[i]; i++) {
+        free(settings->forget_dirs[i]);
+        settings->forget_dirs[i] = NULL;
+    }
+}
+
 static void read_verdict(struct keeper *keeper)
 {
     char line[512] = "";
@@ -160,6 +169,7 @@ static void read_verdict(struct keeper *keeper)
     line[strcspn(line, "\n")] = '\0';
     if (!strcmp(line, "ok")) {
         keeper->failures = 0;
+        forget_once(keeper->settings);
         start_prober(keeper);
     } else if (session_generation(keeper->session) == 0) {
         keeper_tell(keeper->settings, "", line);

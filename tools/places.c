@@ -129,7 +129,7 @@ static errint_t place_spill(struct settings *settings, size_t place, const char 
                             struct mob_error *err)
 {
     char real[PATH_MAX];
-    errint_t error = spill_place_make(settings->spill_dirs[place], mount_path, real, err);
+    errint_t error = spill_place_check(settings->spill_dirs[place], mount_path, real, err);
     if (error)
         return error;
     if (settings->own_tmpfs && lies_in_own_tmpfs(settings, real))
@@ -161,6 +161,22 @@ static errint_t place_spills(struct settings *settings, struct mob_error *err)
         spill_disk_parse(settings->disk, spill_places_whole_bytes(settings->spill_dirs),
                          &settings->disk_bytes, &inner);
     return error ? mob_error_set(err, error, "--disk: %s", inner.message) : 0;
+}
+
+/* As the store knows them. */
+static errint_t place_forgets(struct settings *settings, struct mob_error *err)
+{
+    char real[PATH_MAX];
+    for (size_t i = 0; settings->forget_dirs[i]; i++) {
+        errint_t error = spill_place_locate(settings->forget_dirs[i], "--forget-spill", real, err);
+        if (error)
+            return error;
+        free(settings->forget_dirs[i]);
+        settings->forget_dirs[i] = strdup(real);
+        if (!settings->forget_dirs[i])
+            return mob_error_set(err, -ENOMEM, "no memory");
+    }
+    return 0;
 }
 
 /* --- memory kept on disk between an orderly end and the next start --- */
@@ -278,6 +294,8 @@ errint_t settings_prepare(struct settings *settings, int *lock_fd, struct mob_er
         error = lock_state(settings, lock_fd, err);
     if (!error)
         error = place_spills(settings, err);
+    if (!error)
+        error = place_forgets(settings, err);
     if (!error)
         error = place_memory(settings, err);
     if (!error)

@@ -93,6 +93,7 @@ static errint_t open_all(const struct server_options *options, struct server *se
         .memory_bytes = settings->memory_bytes,
         .pipes = options->pipes,
         .spill_dirs = (const char *const *)settings->spill_dirs,
+        .forget_spill_dirs = (const char *const *)settings->forget_dirs,
         .disk_bytes = settings->disk_bytes,
         .passthrough = passthrough,
         .map_writes = MAP_WRITES,

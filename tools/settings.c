@@ -17,6 +17,7 @@ enum option_id {
     OPT_STATE,
     OPT_MEMORY,
     OPT_SPILL,
+    OPT_FORGET_SPILL,
     OPT_DISK,
     OPT_CPUS,
     OPT_TRANSPORT,
@@ -34,6 +35,7 @@ static const struct option options[] = {
     {"state", required_argument, NULL, OPT_STATE},
     {"memory", required_argument, NULL, OPT_MEMORY},
     {"spill", required_argument, NULL, OPT_SPILL},
+    {"forget-spill", required_argument, NULL, OPT_FORGET_SPILL},
     {"disk", required_argument, NULL, OPT_DISK},
     {"cpus", required_argument, NULL, OPT_CPUS},
     {"transport", required_argument, NULL, OPT_TRANSPORT},
@@ -49,7 +51,8 @@ static const struct option options[] = {
 
 static const char usage[] =
     "usage: mobulad MNT [--name N] [--state DIR] [--memory SIZE]\n"
-    "               [--spill DIR|none]... [--disk SIZE] [--cpus N]\n"
+    "               [--spill DIR|none]... [--forget-spill DIR]... [--disk SIZE]\n"
+    "               [--cpus N]\n"
     "               [--transport auto|io_uring|device] [--no-passthrough]\n"
     "               [--no-idle-polling]\n"
     "               [--foreground] [--log FILE] [--ready-fd FD]\n"
@@ -139,6 +142,23 @@ static errint_t add_spill(const char *text, struct settings *settings, struct mo
     return error;
 }
 
+static errint_t add_forget(const char *text, struct settings *settings, struct mob_error *err)
+{
+    char path[PATH_MAX];
+    size_t count = 0;
+    while (settings->forget_dirs[count])
+        count++;
+    if (!*text)
+        return mob_error_set(err, -EINVAL, "--forget-spill: expected a directory");
+    if (count == SPILL_PLACES_LIMIT)
+        return mob_error_set(err, -EINVAL, "--forget-spill: more than %d directories",
+                             SPILL_PLACES_LIMIT);
+    errint_t error = absolute_path(text, "--forget-spill", path, sizeof path, err);
+    if (!error && !(settings->forget_dirs[count] = strdup(path)))
+        error = mob_error_set(err, -ENOMEM, "--forget-spill: no memory");
+    return error;
+}
+
 /* What "%" is of is only known once there are directories: settings_prepare() looks again. */
 static errint_t check_disk(const char *text, struct settings *settings, struct mob_error *err)
 {
@@ -162,6 +182,8 @@ static errint_t apply(int option, const char *value, struct settings *settings,
         return parse_memory(value, settings, err);
     case OPT_SPILL:
         return add_spill(value, settings, err);
+    case OPT_FORGET_SPILL:
+        return add_forget(value, settings, err);
     case OPT_DISK:
         return check_disk(value, settings, err);
     case OPT_CPUS:

@@ -22,6 +22,9 @@ struct settings {
     uint64_t memory_bytes;
     /* Absolute, NULL at the end; empty: nothing is spilled. */
     char *spill_dirs[SPILL_PLACES_LIMIT + 1];
+    /* Absolute, NULL at the end: given up by --forget-spill. Emptied once a server has started:
+     * what happens to its successors' directories was not foreseen. */
+    char *forget_dirs[SPILL_PLACES_LIMIT + 1];
     bool no_spill;       /* --spill none */
     const char *disk;    /* --disk as it was given, in argv; NULL: it was not */
     uint64_t disk_bytes; /* from settings_prepare(): budget of them all together; 0 = what their
@@ -41,9 +44,10 @@ struct settings {
 MOB_MUST_CHECK errint_t settings_parse(int argc, char **argv, struct settings *out,
                                        struct mob_error *err);
 
-/* Makes the directories, those for spilling too (each path is then one without links), loads the
- * identity, mounts the tmpfs or makes the folder under /dev/shm, and brings back what
- * settings_save_memory() kept. -EBUSY: another daemon has the state; *lock_fd holds it. */
+/* Makes the directories, but those for spilling: the path of each of these, and of those given up,
+ * is then one without links, there or for the store to make. Loads the identity, mounts the tmpfs
+ * or makes the folder under /dev/shm, and brings back what settings_save_memory() kept. -EBUSY:
+ * another daemon has the state; *lock_fd holds it. */
 MOB_MUST_CHECK errint_t settings_prepare(struct settings *settings, int *lock_fd,
                                          struct mob_error *err);
 

@@ -1,4 +1,4 @@
-/* Directories of --spill: making and judging them. */
+/* Directories of --spill: finding and judging them. */
 #include "tools/spill_place.h"
 
 #include <errno.h>
@@ -23,7 +23,9 @@ bool spill_place_is_inside(const char *path, const char *directory)
 bool spill_place_is_in_memory(const char *path)
 {
     struct statfs fs;
-    return !statfs(path, &fs) &&
+    char place[PATH_MAX];
+    spill_place_nearest(path, place);
+    return !statfs(place, &fs) &&
            ((uint64_t)fs.f_type == TMPFS_MAGIC || (uint64_t)fs.f_type == RAMFS_MAGIC);
 }
 
@@ -42,32 +44,60 @@ void spill_place_nearest(const char *path, char out[PATH_MAX])
     }
 }
 
-static errint_t refuse_inside(const char *path, const char *mount_path, struct mob_error *err)
+/* Appends what is not there; its "//" and "." are left out. */
+static errint_t append_rest(char real[PATH_MAX], const char *rest)
 {
-    return mob_error_set(err, -EINVAL,
-                         "--spill: %s lies in the directory %s, which is mounted over", path,
-                         mount_path);
+    size_t length = strlen(real);
+    while (*(rest += strspn(rest, "/"))) {
+        size_t part = strcspn(rest, "/");
+        if (part == 2 && !strncmp(rest, "..", 2))
+            return -EINVAL;
+        bool slash = length > 1; /* else it is "/" */
+        if (length + slash + part >= PATH_MAX)
+            return -ENAMETOOLONG;
+        if (part != 1 || *rest != '.') {
+            if (slash)
+                real[length++] = '/';
+            memcpy(real + length, rest, part);
+            length += part;
+            real[length] = '\0';
+        }
+        rest += part;
+    }
+    return 0;
 }
 
-errint_t spill_place_make(const char *path, const char *mount_path, char real[PATH_MAX],
-                          struct mob_error *err)
+errint_t spill_place_locate(const char *path, const char *option, char real[PATH_MAX],
+                            struct mob_error *err)
 {
     char nearest[PATH_MAX];
+    struct stat st;
     if (strlen(path) >= PATH_MAX)
-        return mob_error_set(err, -ENAMETOOLONG, "--spill: the path is too long");
+        return mob_error_set(err, -ENAMETOOLONG, "%s: the path is too long", option);
     spill_place_nearest(path, nearest);
-    if (realpath(nearest, real) && spill_place_is_inside(real, mount_path))
-        return refuse_inside(path, mount_path, err);
-    errint_t error = mob_make_directories(path, 0700);
+    if (!realpath(nearest, real) || stat(real, &st))
+        return mob_error_set(err, -errno, "%s: %s: %s", option, nearest, strerror(errno));
+    if (!S_ISDIR(st.st_mode))
+        return mob_error_set(err, -ENOTDIR, "%s: %s: %s", option, path, strerror(ENOTDIR));
+    /* "." stands for no part of a relative path. */
+    errint_t error = append_rest(real, path + (strcmp(nearest, ".") ? strlen(nearest) : 0));
+    if (error == -EINVAL)
+        return mob_error_set(err, error, "%s: %s: there is nothing that '..' could lead out of",
+                             option, path);
+    return error ? mob_error_set(err, error, "%s: the path is too long", option) : 0;
+}
+
+errint_t spill_place_check(const char *path, const char *mount_path, char real[PATH_MAX],
+                           struct mob_error *err)
+{
+    errint_t error = spill_place_locate(path, "--spill", real, err);
     if (error)
-        return mob_error_set(err, error, "--spill: can't make the directory %s: %s", path,
-                             strerror(-error));
-    if (!realpath(path, real))
-        return mob_error_set(err, -errno, "--spill: %s: %s", path, strerror(errno));
-    /* Once more: ".." in a part that was not there yet may lead anywhere. */
+        return error;
     if (spill_place_is_inside(real, mount_path))
-        return refuse_inside(path, mount_path, err);
-    if (access(real, R_OK | W_OK | X_OK))
+        return mob_error_set(err, -EINVAL,
+                             "--spill: %s lies in the directory %s, which is mounted over", path,
+                             mount_path);
+    if (access(real, R_OK | W_OK | X_OK) && errno != ENOENT)
         return mob_error_set(err, -errno, "--spill: can't write in %s: %s", real, strerror(errno));
     return 0;
 }
@@ -80,8 +110,10 @@ uint64_t spill_places_whole_bytes(char *const *paths)
     for (; *paths; paths++) {
         struct stat st;
         struct statvfs fs;
+        char place[PATH_MAX];
         size_t i = 0;
-        if (stat(*paths, &st) || statvfs(*paths, &fs))
+        spill_place_nearest(*paths, place);
+        if (stat(place, &st) || statvfs(place, &fs))
             continue;
         while (i < count && seen[i] != st.st_dev)
             i++;

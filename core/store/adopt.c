@@ -81,6 +81,8 @@ errint_t data_adopt(struct store *store, int fd, const char *path, struct object
     object->pages = on_disk ? 0 : (uint32_t)(info.st_blocks / (STORE_PAGE_BYTES / 512));
     atomic_fetch_add(&store->memory_used, (int64_t)object_memory(object));
     disk_count(&store->disk, (int64_t)disk_bytes);
+    if (on_disk)
+        object_describe(store, object, dir, fd, NULL);
     return 0;
 }
 

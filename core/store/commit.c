@@ -111,6 +111,19 @@ static errint_t take_content_refs(struct store *store, struct staged *staged, st
     return 0;
 }
 
+/* Before its time is noted, and its record says that it is there. */
+static void describe(struct commit *commit, const struct data_file *data)
+{
+    const struct staged *staged = commit->staged;
+    struct object object = commit->object;
+    pthread_mutex_lock(&commit->store->tree_lock);
+    object.mode = staged->mode & 0555;
+    object.uid = staged->uid;
+    object.gid = staged->gid;
+    pthread_mutex_unlock(&commit->store->tree_lock);
+    object_describe(commit->store, &object, data->dir, data->fd, NULL);
+}
+
 static errint_t prepare(struct commit *commit, struct mob_error *err)
 {
     struct store *store = commit->store;
@@ -146,6 +159,7 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     object->tier = in_line ? TIER_INLINE : on_disk ? TIER_DISK : TIER_MEMORY;
     if (on_disk) { /* just written, through the page cache; its checksums are made in a moment */
         object->disk = data->dir;
+        describe(commit, data);
         if (fstat(data->fd, &info) == 0)
             object->verified_ns = staged->sums ? 0 : fetch_changed_ns(&info);
         commit->on_disk_bytes = staged->growing ? staged->grown_bytes : staged->charged_bytes;

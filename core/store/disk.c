@@ -9,68 +9,107 @@
 
 #include "core/store/store_internal.h"
 
-static const char identity_name[] = "mobula-spill";
-enum { DISK_VERSION = 1 };
 #define RESERVE_LEAST (UINT64_C(64) << 20)
 #define RESERVE_MOST (UINT64_C(4) << 30)
 
 /* --- what a directory is --- */
 
-static void identity_text(const uint8_t owner[MOB_ID_OWNER_BYTES], char out[96])
-{
-    int length = snprintf(out, 96, "mobula spill directory\nversion %d\nowner ", DISK_VERSION);
-    for (int i = 0; i < MOB_ID_OWNER_BYTES; i++)
-        length += snprintf(out + length, 96 - (size_t)length, "%02x", owner[i]);
-    snprintf(out + length, 96 - (size_t)length, "\n");
-}
-
-static errint_t check_identity(const struct disk_dir *dir, const char *expected,
-                               struct mob_error *err)
+/* -ENOENT: it has no identity. */
+static errint_t read_identity(struct disk_dir *dir, struct mob_error *err)
 {
     cleanup_free char *text = NULL;
     size_t bytes;
-    errint_t error = mob_read_file(dir->fd, identity_name, 256, &text, &bytes);
+    struct disk_identity identity;
+    errint_t error =
+        mob_read_file(dir->fd, DISK_IDENTITY_NAME, DISK_IDENTITY_TEXT_BYTES, &text, &bytes);
     if (error == -ENOENT)
-        error = mob_write_file(dir->fd, identity_name, expected, strlen(expected), 0600);
-    else if (!error && !strcmp(text, expected))
-        return 0;
-    else if (!error || error == -EFBIG) {
-        const char *owner = error ? NULL : strstr(expected, "owner ");
-        bool same_version = owner && !strncmp(text, expected, (size_t)(owner - expected));
-        return mob_error_set(err, -EINVAL,
-                             same_version ? "%s belongs to another node: %s/%s names its owner"
-                                          : "%s was made by another version of mobula: see %s/%s",
-                             dir->path, dir->path, identity_name);
-    }
-    return error
-               ? mob_error_set(err, error, "%s/%s: %s", dir->path, identity_name, strerror(-error))
-               : 0;
+        return error;
+    if (error && error != -EFBIG)
+        return mob_error_set(err, error, "%s/%s: %s", dir->path, DISK_IDENTITY_NAME,
+                             strerror(-error));
+    if (error || disk_identity_parse(text, bytes, &identity))
+        return mob_error_set(err, -EINVAL, "%s was made by another version of mobula: see %s/%s",
+                             dir->path, dir->path, DISK_IDENTITY_NAME);
+    if (memcmp(identity.owner, dir->identity.owner, sizeof identity.owner) != 0)
+        return mob_error_set(err, -EINVAL, "%s belongs to another node: %s/%s names its owner",
+                             dir->path, dir->path, DISK_IDENTITY_NAME);
+    dir->identity = identity;
+    return 0;
 }
 
-static errint_t open_dir(struct disk_dir *dir, const char *path, const char *identity,
-                         struct mob_error *err)
+/* On disk before anything is in the directory, or the store knows it. */
+static errint_t write_identity(const struct disk_dir *dir)
+{
+    char text[DISK_IDENTITY_TEXT_BYTES];
+    disk_identity_format(&dir->identity, text);
+    errint_t error = mob_write_file(dir->fd, DISK_IDENTITY_NAME, text, strlen(text), 0600);
+    if (error)
+        return error;
+    cleanup_fd int fd = openat(dir->fd, DISK_IDENTITY_NAME, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    return fd < 0 || fsync(fd) < 0 || fsync(dir->fd) < 0 ? -errno : 0;
+}
+
+/* What can be opened of it. */
+static errint_t open_objects(struct disk_dir *dir, struct mob_error *err)
 {
     struct stat info;
+    dir->objects_fd = openat(dir->fd, "objects", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (dir->objects_fd < 0 && errno == ENOENT)
+        return 0;
+    if (dir->objects_fd < 0 || fstat(dir->objects_fd, &info) < 0)
+        return mob_error_set(err, -errno, "%s/objects: %s", dir->path, strerror(errno));
+    dir->device = info.st_dev;
+    return 0;
+}
+
+static errint_t open_dir(struct disk_dir *dir, const char *path,
+                         const uint8_t owner[MOB_ID_OWNER_BYTES], struct mob_error *err)
+{
     dir->fd = dir->objects_fd = -1;
+    dir->identity = (struct disk_identity){0};
+    memcpy(dir->identity.owner, owner, MOB_ID_OWNER_BYTES);
     dir->path = strdup(path);
     if (!dir->path)
         return mob_error_set(err, -ENOMEM, "no memory");
-    errint_t error = mob_make_directories(path, geteuid() == 0 ? 0711 : 0700);
-    if (error)
-        return mob_error_set(err, error, "%s: %s", path, strerror(-error));
     dir->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir->fd < 0 && errno == ENOENT)
+        return 0;
     if (dir->fd < 0)
         return mob_error_set(err, -errno, "%s: %s", path, strerror(errno));
-    error = check_identity(dir, identity, err);
-    if (error)
-        return error;
+    errint_t error = read_identity(dir, err);
+    return error && error != -ENOENT ? error : open_objects(dir, err);
+}
+
+static errint_t make_dir(struct disk_dir *dir, struct mob_error *err)
+{
+    errint_t error = 0;
+    if (dir->fd < 0) {
+        error = mob_make_directories(dir->path, geteuid() == 0 ? 0711 : 0700);
+        dir->fd = error ? -1 : open(dir->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (!error && dir->fd < 0)
+            error = -errno;
+        if (error)
+            return mob_error_set(err, error, "%s: %s", dir->path, strerror(-error));
+        error = read_identity(dir, err); /* another path to it may have made it */
+        if (error && error != -ENOENT)
+            return error;
+    }
+    if (!*dir->identity.directory) {
+        error = disk_identity_new(dir->identity.directory);
+        if (!error)
+            error = write_identity(dir);
+        if (error)
+            return mob_error_set(err, error, "%s/%s: %s", dir->path, DISK_IDENTITY_NAME,
+                                 strerror(-error));
+    }
+    if (dir->objects_fd >= 0)
+        return 0;
     if (mkdirat(dir->fd, "objects", 0700) < 0 && errno != EEXIST)
-        return mob_error_set(err, -errno, "%s/objects: %s", path, strerror(errno));
-    dir->objects_fd = openat(dir->fd, "objects", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    if (dir->objects_fd < 0 || fstat(dir->objects_fd, &info) < 0)
-        return mob_error_set(err, -errno, "%s/objects: %s", path, strerror(errno));
-    dir->device = info.st_dev;
-    return 0;
+        return mob_error_set(err, -errno, "%s/objects: %s", dir->path, strerror(errno));
+    error = open_objects(dir, err);
+    if (!error && dir->objects_fd < 0)
+        error = mob_error_set(err, -ENOENT, "%s/objects has gone", dir->path);
+    return error;
 }
 
 static errint_t open_work_dir(struct disk *disk, struct mob_error *err)
@@ -94,16 +133,18 @@ static errint_t open_work_dir(struct disk *disk, struct mob_error *err)
     return disk->work_dir ? 0 : mob_error_set(err, -errno, "%s: %s", path, strerror(errno));
 }
 
-/* What is swept in one would be what the other has. */
-static errint_t check_twice(const struct disk *disk, struct mob_error *err)
+/* What is swept in one would be what the other has: the last of so many is none of those before. */
+static errint_t check_twice(const struct disk *disk, unsigned count, struct mob_error *err)
 {
     struct stat first, second;
-    const struct disk_dir *last = &disk->dirs[disk->count - 1];
+    const struct disk_dir *last = &disk->dirs[count - 1];
+    if (last->objects_fd < 0)
+        return 0;
     if (fstat(last->objects_fd, &second) < 0)
         return mob_error_set(err, -errno, "%s: %s", last->path, strerror(errno));
     for (const struct disk_dir *dir = disk->dirs; dir < last; dir++)
-        if (fstat(dir->objects_fd, &first) == 0 && first.st_dev == second.st_dev &&
-            first.st_ino == second.st_ino)
+        if (dir->objects_fd >= 0 && fstat(dir->objects_fd, &first) == 0 &&
+            first.st_dev == second.st_dev && first.st_ino == second.st_ino)
             return mob_error_set(err, -EINVAL, "%s and %s are the same spill directory", dir->path,
                                  last->path);
     return 0;
@@ -112,15 +153,25 @@ static errint_t check_twice(const struct disk *disk, struct mob_error *err)
 errint_t disk_open(struct disk *disk, const char *const *paths, uint64_t budget_bytes,
                    const uint8_t owner[MOB_ID_OWNER_BYTES], struct mob_error *err)
 {
-    char identity[96];
-    identity_text(owner, identity);
     disk->budget_bytes = budget_bytes;
     for (; paths && *paths; paths++) {
         if (disk->count == DISK_DIRS)
             return mob_error_set(err, -EINVAL, "more than %d spill directories", DISK_DIRS);
-        errint_t error = open_dir(&disk->dirs[disk->count++], *paths, identity, err);
+        errint_t error = open_dir(&disk->dirs[disk->count++], *paths, owner, err);
         if (!error)
-            error = check_twice(disk, err);
+            error = check_twice(disk, disk->count, err);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+errint_t disk_make(struct disk *disk, struct mob_error *err)
+{
+    for (unsigned i = 0; i < disk->count; i++) {
+        errint_t error = make_dir(&disk->dirs[i], err);
+        if (!error)
+            error = check_twice(disk, i + 1, err);
         if (error)
             return error;
     }
@@ -196,7 +247,7 @@ uint64_t disk_largest_room(const struct disk *disk)
 int disk_open_file(const struct disk *disk, unsigned dir, uint64_t file, int flags)
 {
     char name[DATA_NAME_BYTES];
-    if (dir >= disk->count)
+    if (dir >= disk->count || disk->dirs[dir].objects_fd < 0)
         return -ENOENT;
     int fd = openat(disk->dirs[dir].objects_fd, data_name(file, name),
                     flags | O_CLOEXEC | O_NOFOLLOW, 0600);
@@ -273,6 +324,8 @@ static errint_t each_of(const struct disk *disk, unsigned at,
                         errint_t (*each)(void *argument, uint64_t file, unsigned dir),
                         void *argument)
 {
+    if (disk->dirs[at].objects_fd < 0)
+        return 0;
     int fd = openat(disk->dirs[at].objects_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     if (!dir)

@@ -1,8 +1,9 @@
 /* The spill directories: data files on disk, striped over up to eight directories.
  *
- *   DIR/mobula-spill   what the directory is: version and owner, as text
+ *   DIR/mobula-spill   what the directory is: version, owner and identity, as text
  *   DIR/objects/HEX    the bytes of one object, by the number of its data file, from offset 0 on,
- *                      so that the kernel can be given it for passthrough
+ *                      so that the kernel can be given it for passthrough; which object that is
+ *                      says an extended attribute (disk_header.h)
  *   DIR/work           of the first directory: where jobs write what may become objects; its
  *                      content is the user's, not the store's (store_work_dir())
  *
@@ -19,13 +20,16 @@
 
 #include "core/base/error.h"
 #include "core/base/id.h"
+#include "core/store/disk_header.h"
 
 enum { DISK_DIRS = 8, DISK_NO_DIR = 255 };
 
 struct disk_dir {
     char *path;
-    int fd, objects_fd;
+    int fd, objects_fd; /* -1: it is not there, before disk_make() */
     dev_t device;
+    struct disk_identity identity; /* without a `directory` before disk_make(): it has none */
+    atomic_bool undescribed;       /* it was logged that its files can't have headers */
 };
 
 struct disk {
@@ -37,13 +41,17 @@ struct disk {
     atomic_uint next; /* the directory that is tried first, next time */
 };
 
-/* Makes what is missing. Root lets everybody pass through the directories it makes, and through the
- * first one, to the work directories of their own jobs; objects/ stays closed. -EINVAL with a
- * sentence: a directory of another node or version, the same one twice, or too many; -errno.
- * `paths` ends with NULL. */
+/* Opens what is there, and changes nothing: what is missing may be on a disk that is not mounted.
+ * -EINVAL with a sentence: a directory of another node or version, the same one twice, or too many;
+ * -errno. `paths` ends with NULL. */
 MOB_MUST_CHECK errint_t disk_open(struct disk *disk, const char *const *paths,
                                   uint64_t budget_bytes, const uint8_t owner[MOB_ID_OWNER_BYTES],
                                   struct mob_error *err);
+/* Makes what is missing, and gives identities, on disk, to those that have none. Root lets
+ * everybody pass through the directories it makes, and through the first one, to the work
+ * directories of their own jobs; objects/ stays closed. Errors as disk_open(). Blocks for the disk.
+ */
+MOB_MUST_CHECK errint_t disk_make(struct disk *disk, struct mob_error *err);
 void disk_close(struct disk *disk);
 
 /* Opens the data file `file` of directory `dir`. Returns a descriptor or a negative errno. */

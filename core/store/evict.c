@@ -251,8 +251,13 @@ static void copy_all(struct round *round)
     atomic_fetch_sub(&store->spill.spilling_bytes, (int64_t)bytes);
     if (round->engine == &store->spill.evictor_io)
         spill_describe(store);
-    for (size_t i = 0; i < count; i++)
-        owners[i]->error = io ? copies[i].error : -ENOMEM;
+    for (size_t i = 0; i < count; i++) {
+        struct victim *victim = owners[i];
+        victim->error = io ? copies[i].error : -ENOMEM;
+        if (!victim->error)
+            object_describe_number(store, victim->number, victim->dir, victim->copy.to,
+                                   victim->sums);
+    }
 }
 
 /* --- noting --- */

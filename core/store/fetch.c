@@ -396,12 +396,26 @@ static bool is_its_fault(errint_t error)
     return error != -ECANCELED && error != -ENOMEM && error != -EMFILE && error != -ENFILE;
 }
 
+/* The header changes the file's ctime, but not the time of its bytes. *info, the file as it was
+ * read, is renewed; *same: its bytes are still those. */
+static errint_t describe(struct store *store, const struct target *target, int fd,
+                         const struct spill_sum *sums, struct stat *info, bool *same)
+{
+    const struct stat read = *info;
+    object_describe_number(store, target->number, target->dir, fd, sums);
+    if (fstat(fd, info) < 0)
+        return -errno;
+    *same = read.st_size == info->st_size && read.st_mtim.tv_sec == info->st_mtim.tv_sec &&
+            read.st_mtim.tv_nsec == info->st_mtim.tv_nsec;
+    return 0;
+}
+
 static void verify(struct store *store, uint64_t number)
 {
     struct target target;
     struct stat before, after;
     struct object_info info;
-    bool found = false;
+    bool found = false, same = false;
     cleanup_free struct spill_sum *sums = NULL;
     if (take_target(store, number, false, &target))
         return;
@@ -419,6 +433,8 @@ static void verify(struct store *store, uint64_t number)
         error = run_copy(store, &copy);
     if (!error && fstat(fd, &after) < 0)
         error = -errno;
+    if (!error && fetch_changed_ns(&before) == fetch_changed_ns(&after))
+        error = describe(store, &target, fd, sums, &after, &same);
     if (!error && !found)
         error = keep_sums(store, &target, sums);
     if (error == -ENOSPC) /* they are made at another time; what is committed stays readable */
@@ -429,7 +445,7 @@ static void verify(struct store *store, uint64_t number)
         note_damage(store, &target, error, copy.bad_block);
         if (store_info(store, number, &info))
             fetch_forget(store, number); /* freed meanwhile */
-    } else if (fetch_changed_ns(&before) == fetch_changed_ns(&after)) {
+    } else if (same) {
         fetch_forget(store, number);
         fetch_set_verified(store, number, fetch_changed_ns(&after));
     }

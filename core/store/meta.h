@@ -1,7 +1,7 @@
 /* The LMDB environment of a store and its records.
  *
  * Tables (keys big-endian, so that they sort as numbers):
- *   state     text            what the store is: version, owner, secret, number counter
+ *   state     text            what the store is: version, owner, secret, number counter, spill dirs
  *   objects   number          struct object_record, followed by the content of very small objects
  *   inline    number          content of the other inline objects
  *   names     directory, key  struct name_record, then the name

@@ -202,8 +202,10 @@ static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_v
     memcpy(object.id.bytes, record.id, MOB_ID_BYTES);
     if (object.number > it->highest)
         it->highest = object.number;
-    if (object.tier == TIER_MEMORY && !find_files(it, &object, record.flags & RECORD_ON_DISK))
+    if (object.tier == TIER_MEMORY && !find_files(it, &object, record.flags & RECORD_ON_DISK)) {
+        it->lost_on_disk += record.flags & RECORD_ON_DISK ? 1 : 0;
         return add_lost(it, &object);
+    }
     errint_t error = table_insert(&store->table, &object);
     if (error == -EEXIST) {
         mob_log_error("store: object %llu has another's ID; it is left out",
@@ -644,6 +646,39 @@ static errint_t each_record(void *argument, const struct staged_record *record, 
     return 0;
 }
 
+/* --- is a spill directory missing? --- */
+
+static bool is_there(const struct recovery *it, uint64_t file)
+{
+    const struct data_files *lists[] = {&it->files, &it->disk_files};
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(lists); i++)
+        for (uint64_t dir = 0; dir < (i ? DISK_DIRS : 1); dir++) {
+            uint64_t sought = i ? file << 8 | dir : file;
+            if (lists[i]->count &&
+                bsearch(&sought, lists[i]->files, lists[i]->count, sizeof sought, compare_numbers))
+                return true;
+        }
+    return false;
+}
+
+static errint_t count_unfinished(void *argument, const struct staged_record *record, uint32_t slot)
+{
+    struct recovery *it = argument;
+    (void)slot;
+    if (!(record->flags & RECORD_COMMITTED) &&
+        (!is_there(it, record->file) || (record->grown_file && !is_there(it, record->grown_file))))
+        it->lost_unfinished++;
+    return 0;
+}
+
+/* Before anything is removed: what can't be found may be in a directory that isn't there now. */
+static errint_t check_directories(struct recovery *it)
+{
+    errint_t error = records_recover(&it->store->records, count_unfinished, it);
+    return error ? error
+                 : disk_check_known(it->store, it->lost_on_disk, it->lost_unfinished, it->err);
+}
+
 /* --- cleaning up --- */
 
 static void sweep_files(struct recovery *it)
@@ -769,7 +804,8 @@ static errint_t remove_lost(struct recovery *it)
             error = meta_delete_number(&store->meta, txn, META_BLOCKS, it->lost_files[i]);
     }
     if (!error && it->lost_count)
-        mob_log_error("store: %zu objects were lost with the memory they were in", it->lost_count);
+        mob_log_error("store: %zu objects were lost: neither memory nor a spill directory has them",
+                      it->lost_count);
     return meta_end(txn, error);
 }
 
@@ -796,6 +832,8 @@ static errint_t recover(struct recovery *it)
     if (!error)
         error = recover_walk(store, META_OBJECTS, it, each_object);
     if (!error)
+        error = check_directories(it);
+    if (!error)
         error = load_names(it);
     if (!error)
         error = recover_walk(store, META_REFS, it, each_refs);
@@ -818,7 +856,7 @@ static errint_t recover(struct recovery *it)
 
 errint_t store_recover(struct store *store, struct mob_error *err)
 {
-    struct recovery it = {.store = store};
+    struct recovery it = {.store = store, .err = err};
     errint_t error = recover(&it);
     free(it.files.files);
     free(it.files.named);
@@ -828,6 +866,8 @@ errint_t store_recover(struct store *store, struct mob_error *err)
     free(it.lost_numbers);
     free(it.lost_files);
     free(it.names);
+    if (error && err && err->code == error && *err->message)
+        return error;
     return error ? mob_error_set(err, error, "can't take up what is in %s: %s", store->state_dir,
                                  strerror(-error))
                  : 0;

@@ -23,9 +23,10 @@ struct recovery {
     struct mob_id *lost; /* objects whose data file is gone, sorted when all are known */
     uint64_t *lost_numbers, *lost_files;
     size_t lost_count, lost_capacity;
-    struct lost_name *names; /* to be removed */
+    uint64_t lost_on_disk, lost_unfinished; /* a spill directory had them */
+    struct lost_name *names;                /* to be removed */
     size_t name_count, name_capacity;
-    const char *why;
+    struct mob_error *err; /* has a sentence if disk_check_known() fails */
 };
 
 /* Finds a data file on disk that no record has named before, and names it: in which directory. */

@@ -8,30 +8,6 @@
 
 #include "core/store/store_internal.h"
 
-char *data_name(uint64_t file, char out[DATA_NAME_BYTES])
-{
-    static const char digits[] = "0123456789abcdef";
-    for (int i = 0; i < 16; i++)
-        out[i] = digits[file >> (60 - 4 * i) & 15];
-    out[16] = '\0';
-    return out;
-}
-
-bool data_name_parse(const char *name, uint64_t *file)
-{
-    uint64_t value = 0;
-    if (strlen(name) != DATA_NAME_BYTES - 1)
-        return false;
-    for (int i = 0; i < DATA_NAME_BYTES - 1; i++) {
-        char c = name[i];
-        if (!(c >= '0' && c <= '9') && !(c >= 'a' && c <= 'f'))
-            return false;
-        value = value << 4 | (uint64_t)(c <= '9' ? c - '0' : c - 'a' + 10);
-    }
-    *file = value;
-    return value >= NAMES_FIRST_FREE_NUMBER && value < STORE_NUMBER_LIMIT;
-}
-
 int data_open(struct store *store, uint64_t file, int flags)
 {
     char name[DATA_NAME_BYTES];

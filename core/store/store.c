@@ -309,8 +309,14 @@ errint_t store_open(const struct store_options *options, struct store **out, str
     if (!error)
         error =
             disk_open(&store->disk, options->spill_dirs, options->disk_bytes, store->owner, err);
+    store->forget_spill_dirs = options->forget_spill_dirs;
     if (!error)
         error = store_recover(store, err);
+    if (!error)
+        error = disk_make(&store->disk, err);
+    if (!error)
+        error = disk_note_known(store, err);
+    store->forget_spill_dirs = NULL;
     if (!error)
         error = spill_open(store, err);
     if (error) {
@@ -344,14 +350,16 @@ static void free_dead(struct dead *dead)
 static void close_meta(struct store *store)
 {
     uint64_t bytes = store->meta.env ? meta_used_bytes(&store->meta) : 0;
+    /* A start that was refused leaves it as it was. */
+    bool whole = store->meta.env && (store->opened || store->trust.clean);
     errint_t error =
         store->opened ? journal_sync(store->journal, journal_written(store->journal)) : 0;
     journal_close(store->journal);
-    int code = store->opened ? mdb_env_sync(store->meta.env, 1) : 0;
+    int code = whole ? mdb_env_sync(store->meta.env, 1) : 0;
     meta_close(&store->meta);
     if (!error && code)
         error = code > 0 ? -code : -EIO;
-    if (!error && store->opened)
+    if (!error && whole)
         error = trust_clean(store->state_fd, bytes);
     if (error)
         mob_log_error("store: %s can't be closed in order: %s", store->state_dir, strerror(-error));

@@ -54,6 +54,9 @@ struct store_options {
     /* Spill directories, ending with NULL; made if they aren't there. NULL: nothing is spilled, and
      * -ENOSPC when memory is full. */
     const char *const *spill_dirs;
+    /* Paths of spill directories, ending with NULL, that the store had and that are not there any
+     * more: their objects are given up, and are reported lost. May be NULL. */
+    const char *const *forget_spill_dirs;
     uint64_t disk_bytes;   /* budget of all of them; 0 = what their filesystems have */
     uint32_t inline_bytes; /* objects up to this size are kept in LMDB; 0 = default */
     uint8_t owner[MOB_ID_OWNER_BYTES];
@@ -79,8 +82,9 @@ struct store_options {
  * left (staged_each()); removes data files that nothing names. Time is proportional to the
  * metadata. Nothing is freed for want of references until store_collect() has been called, so that
  * jobs and open files can be held again first. -EINVAL: made by another version or for another
- * owner; -EBUSY: another server has it open (fcntl lock on state_dir/lock); -ENOMEM, -ENOSPC, -EIO.
- * `err` has a sentence. */
+ * owner; -ENOENT: a spill directory is missing that has objects, then nothing has changed; -EBUSY:
+ * another server has it open (fcntl lock on state_dir/lock); -ENOMEM, -ENOSPC, -EIO. `err` has a
+ * sentence. */
 MOB_MUST_CHECK errint_t store_open(const struct store_options *options, struct store **out,
                                    struct mob_error *err);
 void store_close(struct store *store);

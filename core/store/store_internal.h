@@ -27,6 +27,7 @@
 #include "core/base/log.h"
 #include "core/base/util.h"
 #include "core/store/disk.h"
+#include "core/store/disk_header.h"
 #include "core/store/growing.h"
 #include "core/store/hash.h"
 #include "core/store/journal.h"
@@ -333,10 +334,6 @@ struct spare_files {
     unsigned count, capacity;
 };
 
-enum { DATA_NAME_BYTES = 17 };
-char *data_name(uint64_t file, char out[DATA_NAME_BYTES]);
-/* False: no data file's name. */
-bool data_name_parse(const char *name, uint64_t *file);
 /* A new or spare empty data file in memory or on disk, opened as staged files have it. -ENOSPC. */
 MOB_MUST_CHECK errint_t data_take(struct store *store, bool on_disk, struct data_file *out);
 /* Gives one back that nothing uses: kept as a spare file if it can be, else removed. Takes `fd`. */
@@ -365,6 +362,30 @@ MOB_MUST_CHECK errint_t data_adopt(struct store *store, int fd, const char *path
                                    struct object *object, struct mob_error *err);
 /* Takes that back: the object was not recorded. */
 void data_adopt_undo(struct store *store, const struct object *object);
+
+/* --- disk_describe.c: what files on disk say of themselves --- */
+
+/* Gives the file of a ready object in spill directory `dir`, open as `fd`, its header, unless it
+ * has it; `sums` are those of all its blocks, NULL: not made yet. It may change the file's ctime.
+ * That a filesystem doesn't take headers is no error: it is logged, once a directory. Blocks for
+ * the disk's metadata; no lock of the table may be held. */
+void object_describe(struct store *store, const struct object *object, unsigned dir, int fd,
+                     const struct spill_sum *sums);
+/* The same for the object as the table has it; nothing if it is gone. */
+void object_describe_number(struct store *store, uint64_t number, unsigned dir, int fd,
+                            const struct spill_sum *sums);
+
+/* --- disk_known.c: the spill directories that the store had --- */
+
+/* After recovery has found that `objects` and `unfinished` files are in no directory that is there,
+ * and before it says so: -ENOENT with a sentence if a directory is missing that may have them and
+ * is not given up (store_options.forget_spill_dirs). -EINVAL: one that is to be given up is in use.
+ * Changes nothing. Numbers may be 0. */
+MOB_MUST_CHECK errint_t disk_check_known(struct store *store, uint64_t objects, uint64_t unfinished,
+                                         struct mob_error *err);
+/* Notes the present directories in place of those that the store had. After disk_make(). That
+ * there is no room for it is logged only. */
+MOB_MUST_CHECK errint_t disk_note_known(struct store *store, struct mob_error *err);
 
 /* --- watcher: staged_writers.c --- */
 
@@ -548,6 +569,7 @@ struct store {
     struct spare_files spare, spare_on_disk;
     struct watcher watcher;
     struct disk disk;
+    const char *const *forget_spill_dirs; /* during store_open(): as its options have it */
     struct spill spill;
     struct settler settler;
     struct grow grow;

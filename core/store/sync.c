@@ -192,13 +192,13 @@ static errint_t install(struct store *store, uint64_t number, const struct place
     unsigned dir;
     if (place->tier != TIER_MEMORY || place->on_disk || note->record.file == place->file)
         return 0;
-    int fd = disk_find_file(&store->disk, note->record.file, O_RDONLY, &dir);
+    cleanup_fd int fd = disk_find_file(&store->disk, note->record.file, O_RDONLY, &dir);
     if (fd < 0)
         return fd;
-    close(fd);
     errint_t error = compare(store, place, note);
     if (error || !take(store, number))
         return error == -EBADMSG ? 0 : error;
+    object_describe_number(store, number, dir, fd, note->sums);
     error = link_copy(store, number, place, note, dir);
     give_back(store, number, !error, dir, place);
     return error;

@@ -610,6 +610,14 @@ arguments() { tr '\0' '\n' </proc/"$(sed -n 's/^keeper_pid //p' "$1"/nodes/*/dae
     matches "$output" "--disk: 'much'"
     exits $EX_USAGE mobula up "$mnt" --state "$kept" --disk 1K
     matches "$output" '--disk: .*at least 1M'
+    exits $EX_USAGE mobula up "$mnt" --state "$kept" --spill "$BATS_TEST_TMPDIR/a/../b"
+    matches "$output" "--spill: .*'\.\.'"
+    gone "$BATS_TEST_TMPDIR/a"
+    exits $EX_USAGE mobula up "$mnt" --state "$kept" --forget-spill ''
+    matches "$output" '--forget-spill: expected a directory'
+    printf 'forget-spill = /x\n' >"$BATS_TEST_TMPDIR/forget.conf"
+    exits $EX_CONFIG mobula up "$mnt" --state "$kept" --config "$BATS_TEST_TMPDIR/forget.conf"
+    matches "$output" "forget.conf: option 'forget-spill': no such option"
     : >"$BATS_TEST_TMPDIR/file"
     exits $EX_CANTCREAT mobula up "$mnt" --state "$kept" --spill "$BATS_TEST_TMPDIR/file"
     matches "$output" '--spill: .*file: Not a directory'
@@ -624,7 +632,7 @@ arguments() { tr '\0' '\n' </proc/"$(sed -n 's/^keeper_pid //p' "$1"/nodes/*/dae
     run ! is_mounted "$mnt"
 }
 
-# Root's first one can be passed by others' jobs, whose outputs are in it.
+# Root's can be passed by others' jobs, whose outputs are in the first.
 spill_mode() { if [[ $(id -u) -eq 0 ]]; then echo 711; else echo 700; fi; }
 
 @test "up spills into the state directory unless it is told otherwise" {
@@ -650,10 +658,10 @@ spill_mode() { if [[ $(id -u) -eq 0 ]]; then echo 711; else echo 700; fi; }
     sed -n -E 's/^(keeper_)?pid //p' "$mnt"/nodes/*/daemon >>"$ROOM/pids"
     equals "$(arguments "$mnt" | grep -A1 '^--spill$' | grep /)" "$ROOM/spill-1"$'\n'"$ROOM/deep/spill-2"
     equals "$(arguments "$mnt" | grep -A1 '^--disk$' | tail -n 1)" 2G
-    equals "$(stat -c %a "$ROOM/spill-1" "$ROOM/deep/spill-2")" "$(spill_mode)"$'\n700'
+    equals "$(stat -c %a "$ROOM/spill-1" "$ROOM/deep/spill-2")" "$(spill_mode)"$'\n'"$(spill_mode)"
     gone "$ROOM/spills-state/spill"
     within 20 mobula down "$mnt"
-    rm -rf "$ROOM/spills-state"
+    rm -rf "$ROOM/spills-state" "$ROOM/spill-1" "$ROOM/deep"
     within 20 mobula up "$mnt" --config "$BATS_TEST_TMPDIR/mobula.conf" --transport "$MOBULA_TEST_TRANSPORT" \
         --spill "$ROOM/spill-3" 3>&- 4>&-
     sed -n -E 's/^(keeper_)?pid //p' "$mnt"/nodes/*/daemon >>"$ROOM/pids"

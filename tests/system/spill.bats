@@ -2,7 +2,7 @@
 # Memory is a tier: objects that don't fit go to disk and are read from there, one file may be larger
 # than memory, and what is damaged on disk is never read.
 
-# shellcheck disable=SC2002,SC2016
+# shellcheck disable=SC2002,SC2016,SC2030,SC2031
 
 load helper
 
@@ -159,4 +159,121 @@ same_as_large() { equals "$(sha256sum <"$1")" "$(cat "$ROOM/large.sum")"; }
     done
     within 30 mobula down "$mnt"
     umount "$disk"
+}
+
+# --- spill directories that explain themselves ---
+
+# put_on_disk MNT: 16 objects of 8 MB in a memory of 64 MB, some of which are on disk after `down`.
+put_on_disk() {
+    local i
+    for ((i = 0; i < 16; i++)); do
+        { echo "$i"; head -c 8M "$ROOM/large"; } >"$1/staging/told-$i"
+    done
+    (cd "$1/staging" && sha256sum told-*) >"$ROOM/told.sum"
+}
+
+same_as_told() { (cd "$1/staging" && sha256sum --quiet -c "$ROOM/told.sum"); }
+
+# The daemon that was refused before may not have ended yet.
+up_told() {
+    run up "$ROOM/told" "$ROOM/told-state" "$@"
+    ((status != 75))
+}
+
+# refuses WORDS OPTION...: `up` of the mount `told` says so, and mounts nothing.
+refuses() {
+    local words=$1
+    shift
+    wait_until up_told "$@"
+    equals "$status" 69
+    matches "$output" "$words"
+    run ! is_mounted "$ROOM/told"
+}
+
+comes_up() {
+    wait_until up_told "$@"
+    equals "$status" 0 "$output"
+    sed -n -E 's/^(keeper_)?pid //p' "$ROOM"/told/nodes/*/daemon >>"$ROOM/pids"
+}
+
+@test "doctor --spill lists and verifies a spill directory, with its daemon and without" {
+    local disk=$ROOM/listed-disk place id
+    export memory=64M
+    mkdir "$ROOM/told"
+    comes_up --spill "$disk"
+    put_on_disk "$ROOM/told"
+    run -0 mobula doctor --spill "$disk"
+    matches "$output" ' intact, 0 damaged, .* read'
+    within 30 mobula down "$ROOM/told"
+    run -0 mobula doctor --spill "$disk"
+    equals "$(grep -c '^intact .* [0-9a-f]\{40\} ' <<<"$output")" 16
+    matches "$output" '16 intact, 0 damaged, 0 unknown; 128\.0 MiB read'
+    place=$(find "$disk/objects" -type f | sort | head -n 1)
+    id=$(mobula doctor --spill "$disk" --json | jq -r '.files[0].id')
+    printf 'X%.0s' {1..64} | dd of="$place" bs=1 seek=5000000 conv=notrunc status=none
+    printf torn | setfattr -n user.mobula.object -v torn "$(find "$disk/objects" -type f | sort | sed -n 2p)"
+    setfattr -x user.mobula.object "$(find "$disk/objects" -type f | sort | sed -n 3p)"
+    truncate -s 5M "$(find "$disk/objects" -type f | sort | sed -n 4p)"
+    cp -a "$(find "$disk/objects" -type f | sort | sed -n 5p)" "$disk/objects/00000000deadbeef"
+    echo letter >"$disk/objects/letter"
+    run -1 mobula doctor --spill "$disk"
+    matches "$output" "damaged +$id .* ${place##*/}: its bytes are not those that were written"
+    matches "$output" "damaged .*: its header \\(user.mobula.object\\) is torn"
+    matches "$output" "damaged .*: it has 5242880 bytes, and should have 838861"
+    matches "$output" "damaged .* 00000000deadbeef: its header is that of the file 0"
+    matches "$output" "unknown .*: it has no header"
+    matches "$output" "unknown .* letter: it is no file of mobula's"
+    matches "$output" '12 intact, 4 damaged, 2 unknown'
+    run -1 mobula doctor --spill "$disk" --json
+    equals "$(jq -c '[.intact, .damaged, .unknown, (.files | length)]' <<<"$output")" '[12,4,2,18]'
+    run -66 mobula doctor --spill "$ROOM/no-such"
+    run -65 mobula doctor --spill "$ROOM"
+    matches "$output" 'is no spill directory: it has no file mobula-spill'
+    sed -i 's/version 1/version 9/' "$disk/mobula-spill"
+    run -65 mobula doctor --spill "$disk"
+    matches "$output" 'was made by another version of mobula'
+    rm -rf "$disk" "$ROOM/told" "$ROOM/told-state"
+}
+
+@test "a spill directory that is missing keeps the daemon from starting, until it is there or given up" {
+    local disk=$ROOM/told-disk other=$ROOM/told-other i
+    export memory=64M
+    mkdir "$ROOM/told"
+    comes_up --spill "$disk"
+    put_on_disk "$ROOM/told"
+    within 30 mobula down "$ROOM/told"
+    mv "$disk" "$other"
+    refuses "16 objects are in the spill directory $disk, which is not there: mount its disk" --spill "$disk"
+    gone "$disk"
+    refuses "$disk, which is not there" --spill none
+    mkdir "$disk"
+    refuses "$disk, but another directory is in its place" --spill "$disk"
+    equals "$(ls -A "$disk")" ""
+    # It is recognised by its identity.
+    comes_up --spill "$other"
+    same_as_told "$ROOM/told"
+    within 30 mobula down "$ROOM/told"
+    refuses "$other, which is there, but is not used: add it to those of --spill" --spill "$disk"
+    refuses "$other is in use and can't be given up" --spill "$other" --forget-spill "$other"
+    # The disk was replaced.
+    rm -rf "$other"
+    comes_up --spill "$other" --forget-spill "$other"
+    equals "$(ls "$ROOM/told/staging")" ""
+    for ((i = 0; i < 16; i++)); do
+        grep -q "lost: staging/told-$i " "$ROOM/told-state/log"
+    done
+    # That was once: a server that takes over does not give up the new one.
+    put_on_disk "$ROOM/told"
+    kill -KILL "$(sed -n 's/^pid //p' "$ROOM"/told/nodes/*/daemon)"
+    same_as_told "$ROOM/told"
+    within 30 mobula down "$ROOM/told"
+    comes_up --spill "$other"
+    same_as_told "$ROOM/told"
+    rm "$ROOM"/told/staging/*
+    within 30 mobula down "$ROOM/told"
+    # One that holds nothing may go.
+    rm -rf "$disk" "$other"
+    comes_up
+    within 30 mobula down "$ROOM/told"
+    rm -rf "$ROOM/told" "$ROOM/told-state"
 }

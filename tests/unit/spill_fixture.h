@@ -247,6 +247,44 @@ static inline void put_seven(struct spilling *spilling)
     WAIT_UNTIL(tier_of(spilling, 0) == TIER_DISK && memory_is_settled(spilling));
 }
 
+/* Fifteen objects, in memory and in both directories. */
+static inline void put_striped(struct spilling *spilling)
+{
+    spilling->dirs[1] = spilling->disk_dirs[1];
+    spilling_open(spilling);
+    for (unsigned i = 0; i < 15; i++) {
+        put_some(spilling, 1);
+        WAIT_UNTIL(memory_is_settled(spilling));
+    }
+}
+
+/* Standard error goes to a file, whose content is returned; call with NULL to begin. */
+static inline char *log_caught(int *kept)
+{
+    char *text;
+    if (*kept < 0) {
+        *kept = dup(2);
+        int fd = open("/tmp", O_RDWR | O_TMPFILE, 0600);
+        assert_true(fd >= 0 && dup2(fd, 2) == 2);
+        close(fd);
+        return NULL;
+    }
+    off_t bytes = lseek(2, 0, SEEK_END);
+    text = calloc(1, (size_t)bytes + 1);
+    assert_int_equal(pread(2, text, (size_t)bytes, 0), bytes);
+    dup2(*kept, 2);
+    close(*kept);
+    return text;
+}
+
+static inline bool has_name(struct spilling *spilling, unsigned index)
+{
+    char name[16];
+    struct name_info info;
+    name_of(index, name);
+    return names_find(store_of(spilling), NAMES_STAGING, name, &info) == 0;
+}
+
 /* --- what is behind it --- */
 
 static inline size_t files_in(const char *dir)

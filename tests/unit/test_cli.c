@@ -433,23 +433,66 @@ static void what_is_neither_says_why(void **state)
 
 /* --- spill directories, in the same directory --- */
 
-static void a_spill_directory_is_made_for_nobody_else(void **state)
+static void a_spill_directory_that_is_not_there_is_located_and_not_made(void **state)
 {
-    char path[PATH_MAX + 32], again[PATH_MAX], real[PATH_MAX];
+    char path[PATH_MAX + 32], expected[PATH_MAX + 32], again[PATH_MAX], real[PATH_MAX];
     struct mob_error err = {0};
-    struct stat st;
     (void)state;
-    snprintf(path, sizeof path, "%s/../%s/spill/deep", root, strrchr(root, '/') + 1);
-    assert_int_equal(spill_place_make(path, "/mnt/x", real, &err), 0);
-    assert_int_equal(stat(real, &st), 0);
-    assert_int_equal(st.st_mode & 07777, 0700);
-    assert_null(strstr(real, ".."));
-    /* One that is there keeps its mode. */
-    assert_int_equal(chmod(real, 0750), 0);
-    assert_int_equal(spill_place_make(real, "/mnt/x", again, &err), 0);
+    assert_non_null(realpath(root, again));
+    snprintf(expected, sizeof expected, "%s/spill/deep", again);
+    snprintf(path, sizeof path, "%s/../%s/spill/.//deep/", root, strrchr(root, '/') + 1);
+    assert_int_equal(spill_place_check(path, "/mnt/x", real, &err), 0);
+    assert_string_equal(real, expected);
+    assert_int_equal(access(real, F_OK), -1);
+    snprintf(path, sizeof path, "%s/spill", root);
+    assert_int_equal(access(path, F_OK), -1);
+    assert_int_equal(mob_make_directories(real, 0700), 0);
+    assert_int_equal(spill_place_check(real, "/mnt/x", again, &err), 0);
     assert_string_equal(again, real);
-    assert_int_equal(stat(real, &st), 0);
-    assert_int_equal(st.st_mode & 07777, 0750);
+    assert_int_equal(spill_place_check("/no/such", "/mnt/x", real, &err), 0);
+    assert_string_equal(real, "/no/such");
+    /* Relative ones, of which nothing is there. */
+    assert_int_equal(chdir(root), 0);
+    assert_non_null(getcwd(again, sizeof again));
+    static const char *const names[] = {"no-such", ".no-such", "./no-such", "..no-such/a"};
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(names); i++) {
+        snprintf(expected, sizeof expected, "%s/%s", again, names[i] + 2 * (i == 2));
+        assert_int_equal(spill_place_check(names[i], "/mnt/x", real, &err), 0);
+        assert_string_equal(real, expected);
+    }
+    assert_int_equal(chdir("/"), 0);
+}
+
+static void up_to_eight_directories_can_be_given_up(void **state)
+{
+    struct up_options options = {0};
+    struct mob_error err = {0};
+    (void)state;
+    assert_int_equal(up_options_forget(&options, "", &err), -EINVAL);
+    for (int i = 0; i < SPILL_PLACES_LIMIT; i++)
+        assert_int_equal(up_options_forget(&options, "/spill", &err), 0);
+    assert_int_equal(up_options_forget(&options, "/one/more", &err), -EINVAL);
+    assert_non_null(strstr(err.message, "'/one/more' is one too many"));
+    assert_null(options.forgets[SPILL_PLACES_LIMIT]);
+    assert_int_equal(up_options_set(&options, "forget-spill", "/spill", false, &err), -ENOENT);
+    up_options_free(&options);
+}
+
+static void a_path_that_is_too_long_is_refused(void **state)
+{
+    char path[PATH_MAX + 16], real[PATH_MAX];
+    struct mob_error err = {0};
+    (void)state;
+    memset(path, 'a', sizeof path);
+    path[0] = '/';
+    path[sizeof path - 1] = '\0';
+    assert_int_equal(spill_place_locate(path, "--forget-spill", real, &err), -ENAMETOOLONG);
+    assert_non_null(strstr(err.message, "--forget-spill"));
+    path[PATH_MAX - 1] = '\0';
+    assert_int_equal(spill_place_locate(path, "--spill", real, &err), 0);
+    assert_int_equal(chdir("/tmp"), 0);
+    assert_int_equal(spill_place_locate(path + 1, "--spill", real, &err), -ENAMETOOLONG);
+    assert_int_equal(chdir("/"), 0);
 }
 
 static void a_spill_directory_is_not_where_the_mount_will_be(void **state)
@@ -459,18 +502,18 @@ static void a_spill_directory_is_not_where_the_mount_will_be(void **state)
     (void)state;
     snprintf(mount_path, sizeof mount_path, "%s/objects", root);
     snprintf(path, sizeof path, "%s/objects/a/b", root);
-    assert_int_equal(spill_place_make(path, mount_path, real, &err), -EINVAL);
+    assert_int_equal(spill_place_check(path, mount_path, real, &err), -EINVAL);
     assert_non_null(strstr(err.message, "--spill"));
     snprintf(path, sizeof path, "%s/objects/a", root);
     assert_int_equal(access(path, F_OK), -1); /* nothing was made */
     snprintf(path, sizeof path, "%s/link", root);
     assert_int_equal(symlink("objects", path), 0);
-    assert_int_equal(spill_place_make(path, mount_path, real, &err), -EINVAL);
+    assert_int_equal(spill_place_check(path, mount_path, real, &err), -EINVAL);
     snprintf(path, sizeof path, "%s/not-there/../objects/a", root);
-    assert_int_equal(spill_place_make(path, mount_path, real, &err), -EINVAL);
+    assert_int_equal(spill_place_check(path, mount_path, real, &err), -EINVAL);
     /* Beside it, with a name that begins alike. */
     snprintf(path, sizeof path, "%s/objects-spilled", root);
-    assert_int_equal(spill_place_make(path, mount_path, real, &err), 0);
+    assert_int_equal(spill_place_check(path, mount_path, real, &err), 0);
 }
 
 static void what_cannot_be_a_spill_directory_says_why(void **state)
@@ -479,14 +522,14 @@ static void what_cannot_be_a_spill_directory_says_why(void **state)
     struct mob_error err = {0};
     (void)state;
     snprintf(path, sizeof path, "%s/staging/open/x", root);
-    assert_int_equal(spill_place_make(path, "/mnt/x", real, &err), -ENOTDIR);
+    assert_int_equal(spill_place_check(path, "/mnt/x", real, &err), -ENOTDIR);
     assert_non_null(strstr(err.message, "--spill"));
     assert_non_null(strstr(err.message, path));
     if (geteuid() == 0)
         return; /* may write anywhere */
     snprintf(path, sizeof path, "%s/locked", root);
     assert_int_equal(mkdir(path, 0500), 0);
-    assert_int_equal(spill_place_make(path, "/mnt/x", real, &err), -EACCES);
+    assert_int_equal(spill_place_check(path, "/mnt/x", real, &err), -EACCES);
     assert_non_null(strstr(err.message, "--spill"));
 }
 
@@ -534,7 +577,9 @@ int main(void)
         cmocka_unit_test(names_ids_and_paths_find_the_same_object),
         cmocka_unit_test(a_job_stands_for_its_result),
         cmocka_unit_test(what_is_neither_says_why),
-        cmocka_unit_test(a_spill_directory_is_made_for_nobody_else),
+        cmocka_unit_test(a_spill_directory_that_is_not_there_is_located_and_not_made),
+        cmocka_unit_test(a_path_that_is_too_long_is_refused),
+        cmocka_unit_test(up_to_eight_directories_can_be_given_up),
         cmocka_unit_test(a_spill_directory_is_not_where_the_mount_will_be),
         cmocka_unit_test(what_cannot_be_a_spill_directory_says_why),
         cmocka_unit_test(filesystems_of_spill_directories_count_once),

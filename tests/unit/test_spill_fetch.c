@@ -129,8 +129,7 @@ static void what_is_read_while_it_is_written_begins_on_disk_and_is_sealed(void *
     assert_int_equal(store_find(store, &id, &object), 0);
     assert_int_equal(object.tier, TIER_DISK);
     assert_int_equal(usage_of(spilling).disk_used_bytes, 3 * MIB);
-    WAIT_UNTIL(has_block_record(store, object.file));
-    assert_int_equal(store_readable(store, object.number), 0);
+    WAIT_UNTIL(has_block_record(store, object.file) && !store_readable(store, object.number));
     check_bytes(store, &id, 5, 3 * MIB);
     assert_int_equal(staged_create(store, NAMES_STAGING, "b", 0644, 0, 0, 0, &info), 0);
     assert_false(info.on_disk); /* only written: memory is plenty */

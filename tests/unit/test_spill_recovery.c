@@ -52,33 +52,6 @@ static void tiers_of(struct spilling *spilling, enum object_tier tiers[SPILL_OBJ
         tiers[i] = tier_of(spilling, i);
 }
 
-/* Standard error goes to a file, whose content is returned; call with NULL to begin. */
-static char *log_caught(int *kept)
-{
-    char *text;
-    if (*kept < 0) {
-        *kept = dup(2);
-        int fd = open("/tmp", O_RDWR | O_TMPFILE, 0600);
-        assert_true(fd >= 0 && dup2(fd, 2) == 2);
-        close(fd);
-        return NULL;
-    }
-    off_t bytes = lseek(2, 0, SEEK_END);
-    text = calloc(1, (size_t)bytes + 1);
-    assert_int_equal(pread(2, text, (size_t)bytes, 0), bytes);
-    dup2(*kept, 2);
-    close(*kept);
-    return text;
-}
-
-static bool has_name(struct spilling *spilling, unsigned index)
-{
-    char name[16];
-    struct name_info info;
-    name_of(index, name);
-    return names_find(store_of(spilling), NAMES_STAGING, name, &info) == 0;
-}
-
 /* --- restarts --- */
 
 static void after_a_restart_objects_on_disk_are_verified_before_they_are_read(void **state)
@@ -366,17 +339,6 @@ static void one_spill_directory_given_twice_is_refused_and_keeps_its_files(void 
     check_object(spilling, 0);
 }
 
-/* Fifteen objects, in memory and in both directories. */
-static void put_striped(struct spilling *spilling)
-{
-    spilling->dirs[1] = spilling->disk_dirs[1];
-    spilling_open(spilling);
-    for (unsigned i = 0; i < 15; i++) {
-        put_some(spilling, 1);
-        WAIT_UNTIL(memory_is_settled(spilling));
-    }
-}
-
 static void objects_are_striped_and_found_when_directories_change_places(void **state)
 {
     struct spilling *spilling = *state;
@@ -397,7 +359,7 @@ static void objects_are_striped_and_found_when_directories_change_places(void **
     check_nothing_is_left(spilling);
 }
 
-static void with_a_directory_missing_what_was_there_is_reported_lost(void **state)
+static void with_a_directory_given_up_what_was_there_is_reported_lost(void **state)
 {
     struct spilling *spilling = *state;
     int kept = -1;
@@ -409,6 +371,8 @@ static void with_a_directory_missing_what_was_there_is_reported_lost(void **stat
     fixture_close(&spilling->fixture);
     snprintf(aside, sizeof aside, "%s-aside", spilling->disk_dirs[1]);
     assert_int_equal(rename(spilling->disk_dirs[1], aside), 0);
+    const char *forgotten[] = {spilling->disk_dirs[1], NULL};
+    spilling->fixture.options.forget_spill_dirs = forgotten;
     log_caught(&kept);
     spilling_open(spilling);
     cleanup_free char *log = log_caught(&kept);
@@ -426,6 +390,7 @@ static void with_a_directory_missing_what_was_there_is_reported_lost(void **stat
     assert_int_equal(block_records(store_of(spilling)), records - gone);
     /* What it had is of no use when it comes again. */
     fixture_close(&spilling->fixture);
+    spilling->fixture.options.forget_spill_dirs = NULL;
     nftw(spilling->disk_dirs[1], fixture_remove_one, 16, FTW_DEPTH | FTW_PHYS);
     assert_int_equal(rename(aside, spilling->disk_dirs[1]), 0);
     spilling_open(spilling);
@@ -506,7 +471,7 @@ int main(void)
         OPENED(a_spill_directory_of_another_node_or_version_is_refused),
         OPENED(one_spill_directory_given_twice_is_refused_and_keeps_its_files),
         CLOSED(objects_are_striped_and_found_when_directories_change_places),
-        CLOSED(with_a_directory_missing_what_was_there_is_reported_lost),
+        CLOSED(with_a_directory_given_up_what_was_there_is_reported_lost),
         CLOSED(a_directory_that_takes_nothing_leaves_it_to_the_other),
         CLOSED(what_is_left_of_a_copy_in_one_directory_is_never_read_for_the_other),
         CLOSED(a_file_begins_in_memory_when_no_directory_takes_it),
