@@ -589,7 +589,8 @@ errint_t store_table_each(struct store *store, enum store_table table,
     if (!code) {
         code = mdb_cursor_get(cursor, &key, &value, MDB_FIRST);
         for (; !code && !result; code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT))
-            result = each(argument, key.mv_data, key.mv_size, value.mv_data, value.mv_size);
+            if (meta_unseal(meta_table, &key, &value))
+                result = each(argument, key.mv_data, key.mv_size, value.mv_data, value.mv_size);
         mdb_cursor_close(cursor);
     }
     meta_read_end(reader);

@@ -31,7 +31,7 @@ errint_t object_write(struct store *store, MDB_txn *txn, const struct object_wri
     bool embedded = object->flags & OBJECT_EMBEDDED;
     void *place;
     struct object_record record = {
-        .version = 1,
+        .version = OBJECT_RECORD_VERSION,
         .tier = object->tier == TIER_DISK ? TIER_MEMORY : object->tier,
         .flags = (uint8_t)((write->ref_count ? RECORD_HAS_REFS : 0) |
                            (write->xattrs_bytes ? RECORD_HAS_XATTRS : 0) |
@@ -47,15 +47,22 @@ errint_t object_write(struct store *store, MDB_txn *txn, const struct object_wri
     memcpy(record.id, object->id.bytes, sizeof record.id);
     errint_t error = meta_reserve(meta, txn, META_OBJECTS, object->number,
                                   sizeof record + (embedded ? object->size : 0), &place);
+    if (!error && embedded) {
+        void *content = (char *)place + sizeof record;
+        error = fill(write, content);
+        record.content_sum = object_content_sum(content, object->size);
+    }
     if (!error) {
         memcpy(place, &record, sizeof record);
-        if (embedded)
-            error = fill(write, (char *)place + sizeof record);
+        meta_seal(META_OBJECTS, object->number, place,
+                  sizeof record + (embedded ? object->size : 0));
     }
     if (!error && object->tier == TIER_INLINE && !embedded) {
         error = meta_reserve(meta, txn, META_INLINE, object->number, object->size, &place);
         if (!error)
             error = fill(write, place);
+        if (!error)
+            meta_seal(META_INLINE, object->number, place, object->size);
     }
     if (!error && write->sums)
         error = blocks_put(meta, txn, object->file, object->size, write->sums);

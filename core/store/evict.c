@@ -298,6 +298,10 @@ static void note_all(struct round *round)
         error = blocks_put(&store->meta, txn, victim->file, victim->size, victim->sums);
         if (!error)
             error = spill_note_on_disk(store, txn, victim->number);
+        if (error == -EIO) { /* its own record is damaged: the others go on */
+            victim->error = error;
+            error = 0;
+        }
     }
     if (begun)
         error = meta_end(txn, error);

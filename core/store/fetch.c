@@ -61,11 +61,30 @@ errint_t damage_sentence(struct store *store, uint64_t number, char **sentence)
     return *sentence ? 0 : -ENOMEM;
 }
 
+void damage_note(struct store *store, uint64_t number, const struct mob_id *id,
+                 const char *sentence)
+{
+    struct spill *spill = &store->spill;
+    char text[MOB_ID_STRING_BYTES];
+    size_t bytes = strlen(sentence) + 1;
+    mob_log_error("objects/%s is damaged: %s", mob_id_format(id, text), sentence);
+    struct damage *damage = malloc(sizeof *damage + bytes);
+    if (!damage)
+        return;
+    damage->number = number;
+    memcpy(damage->sentence, sentence, bytes);
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
+    struct damage **link = damage_place(spill, number), *old = *link;
+    damage->next = old ? old->next : NULL;
+    *link = damage;
+    free(old);
+    atomic_fetch_add(&spill->damaged, !old);
+}
+
 static void note_damage(struct store *store, const struct target *target, errint_t error,
                         uint64_t block)
 {
-    struct spill *spill = &store->spill;
-    char id[MOB_ID_STRING_BYTES], *sentence = NULL;
+    char *sentence = NULL;
     cleanup_free char *path = disk_path(&store->disk, target->dir, target->file);
     int length = error == -EBADMSG || error == -ENODATA
                      ? asprintf(&sentence, "block %llu (of 1 MiB) of %s %s",
@@ -75,17 +94,7 @@ static void note_damage(struct store *store, const struct target *target, errint
                                 strerror(-error));
     if (length < 0)
         return;
-    mob_log_error("objects/%s is damaged: %s", mob_id_format(&target->id, id), sentence);
-    fetch_forget(store, target->number);
-    struct damage *damage = malloc(sizeof *damage + (size_t)length + 1);
-    if (damage) {
-        damage->number = target->number;
-        memcpy(damage->sentence, sentence, (size_t)length + 1);
-        cleanup_lock pthread_mutex_t *lock = mob_lock(&spill->lock);
-        damage->next = spill->damages;
-        spill->damages = damage;
-        atomic_fetch_add(&spill->damaged, 1);
-    }
+    damage_note(store, target->number, &target->id, sentence);
     free(sentence);
 }
 
@@ -342,7 +351,8 @@ static errint_t load_sums(struct store *store, const struct target *target, stru
         return error;
     error = meta_get_number(&store->meta, reader->txn, META_BLOCKS, target->file, &value, &bytes);
     *found = !error;
-    if (!error && !blocks_decode(target->file, target->size, value, bytes, &kept))
+    if (error == -EIO ||
+        (!error && !blocks_decode(target->file, target->size, value, bytes, &kept)))
         error = -EBADMSG;
     if (!error)
         memcpy(sums, kept, count * sizeof *sums);

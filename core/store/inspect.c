@@ -48,7 +48,8 @@ static void search_names(struct search *search, MDB_cursor *cursor)
         struct name_record record;
         char name[NAMES_LENGTH_LIMIT + 1];
         cleanup_free char *path = NULL;
-        if (!name_record_decode(&key, &value, &parent, &position, &record) ||
+        if (!meta_unseal(META_NAMES, &key, &value) ||
+            !name_record_decode(&key, &value, &parent, &position, &record) ||
             record.type != NAME_OBJECT || !mob_id_equal(&record.target, &search->info.id))
             continue;
         memcpy(name, record.name, record.name_bytes);
@@ -72,7 +73,8 @@ static void search_refs(struct search *search, MDB_txn *txn)
         size_t count;
         struct object_info holder;
         char id[MOB_ID_STRING_BYTES];
-        if (key.mv_size != 8 || !refs_decode(0, value.mv_data, value.mv_size, &ids, &count))
+        if (key.mv_size != 8 || !meta_unseal(META_REFS, &key, &value) ||
+            !refs_decode(0, value.mv_data, value.mv_size, &ids, &count))
             continue;
         size_t i = 0;
         while (i < count && !mob_id_equal(&ids[i], &search->info.id))

@@ -42,6 +42,8 @@ static errint_t write_table(struct writer *writer, MDB_txn *txn, unsigned table)
         return meta_error(code, "snapshot");
     errint_t error = 0;
     while (!error && (code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) == 0) {
+        if (!meta_unseal(table, &key, &value))
+            continue; /* damaged: it was logged, and must not come to look whole */
         error = journal_buffer_add(&writer->buffer, OPERATION_PUT, table, key.mv_data, key.mv_size,
                                    value.mv_data, value.mv_size);
         if (!error && journal_buffer_bytes(&writer->buffer) >= FRAME_BYTES)

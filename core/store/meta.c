@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 #include "core/base/log.h"
 #include "core/base/util.h"
@@ -342,17 +344,78 @@ void meta_read_end(struct meta_reader *reader)
     atomic_store_explicit(&reader->busy, false, memory_order_release);
 }
 
+/* --- values and their checksums --- */
+
+enum { SUM_BYTES = sizeof(uint64_t) };
+
+static uint64_t value_sum(enum meta_table table, const MDB_val *key, const void *value,
+                          size_t bytes)
+{
+    if (table == META_OBJECTS && bytes > sizeof(struct object_record))
+        bytes = sizeof(struct object_record);
+    uint64_t seed = XXH3_64bits_withSeed(key->mv_data, key->mv_size, (uint64_t)table + 1);
+    return XXH3_64bits_withSeed(value, bytes, seed);
+}
+
+static void seal(enum meta_table table, const MDB_val *key, void *place, size_t value_bytes)
+{
+    uint64_t sum = value_sum(table, key, place, value_bytes);
+    memcpy((char *)place + value_bytes, &sum, sizeof sum);
+}
+
+void meta_seal(enum meta_table table, uint64_t number, void *place, size_t value_bytes)
+{
+    uint8_t bytes[8];
+    meta_store_be(bytes, number);
+    seal(table, &(MDB_val){sizeof bytes, bytes}, place, value_bytes);
+}
+
+static void log_damage(enum meta_table table, const MDB_val *key)
+{
+    const char *name = table_names[table];
+    if (key->mv_size == 8 && table != META_STATE)
+        mob_log_error("store: %s: the value of %llu is damaged", name,
+                      (unsigned long long)meta_load_be(key->mv_data));
+    else if (table == META_NAMES && key->mv_size == sizeof(struct name_key))
+        mob_log_error("store: names: a name in directory %llu is damaged (key %llx)",
+                      (unsigned long long)meta_load_be(key->mv_data),
+                      (unsigned long long)meta_load_be((const uint8_t *)key->mv_data + 8));
+    else
+        mob_log_error("store: %s: a value is damaged", name);
+}
+
+bool meta_unseal(enum meta_table table, const MDB_val *key, MDB_val *value)
+{
+    uint64_t sum;
+    size_t bytes = value->mv_size - SUM_BYTES;
+    if (value->mv_size >= SUM_BYTES) {
+        memcpy(&sum, (const char *)value->mv_data + bytes, sizeof sum);
+        if (sum == value_sum(table, key, value->mv_data, bytes)) {
+            value->mv_size = bytes;
+            return true;
+        }
+    }
+    log_damage(table, key);
+    return false;
+}
+
 errint_t meta_put(struct meta *meta, MDB_txn *txn, enum meta_table table, const void *key,
                   size_t key_bytes, const void *value, size_t value_bytes)
 {
-    MDB_val k = {key_bytes, (void *)key}, v = {value_bytes, (void *)value};
+    MDB_val k = {key_bytes, (void *)key}, v = {value_bytes + SUM_BYTES, NULL};
     if (meta->journal) {
         journal_fill(meta->journal);
         errint_t error = journal_put(meta->journal, table, key, key_bytes, value, value_bytes);
         if (error)
             return error;
     }
-    return meta_error(mdb_put(txn, meta->tables[table], &k, &v, 0), "put");
+    int code = mdb_put(txn, meta->tables[table], &k, &v, MDB_RESERVE);
+    if (code)
+        return meta_error(code, "put");
+    if (value_bytes)
+        memcpy(v.mv_data, value, value_bytes);
+    seal(table, &k, v.mv_data, value_bytes);
+    return 0;
 }
 
 errint_t meta_reserve(struct meta *meta, MDB_txn *txn, enum meta_table table, uint64_t number,
@@ -360,13 +423,13 @@ errint_t meta_reserve(struct meta *meta, MDB_txn *txn, enum meta_table table, ui
 {
     uint8_t bytes[8];
     meta_store_be(bytes, number);
-    MDB_val k = {sizeof bytes, bytes}, v = {value_bytes, NULL};
+    MDB_val k = {sizeof bytes, bytes}, v = {value_bytes + SUM_BYTES, NULL};
     if (meta->journal)
         journal_fill(meta->journal);
     /* Numbers mostly ascend; told so, LMDB fills its pages instead of leaving them half empty. */
     int code = mdb_put(txn, meta->tables[table], &k, &v, MDB_RESERVE | MDB_APPEND);
     if (code == MDB_KEYEXIST) {
-        v.mv_size = value_bytes;
+        v.mv_size = value_bytes + SUM_BYTES;
         code = mdb_put(txn, meta->tables[table], &k, &v, MDB_RESERVE);
     }
     *place = v.mv_data;
@@ -383,6 +446,8 @@ errint_t meta_get(struct meta *meta, MDB_txn *txn, enum meta_table table, const 
     int code = mdb_get(txn, meta->tables[table], &k, &v);
     if (code)
         return meta_error(code, "get");
+    if (!meta_unseal(table, &k, &v))
+        return -EIO;
     *value = v.mv_data;
     *value_bytes = v.mv_size;
     return 0;

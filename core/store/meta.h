@@ -13,7 +13,14 @@
  *   synced    staged file       what fsync(2) has made durable of one that is still written: synced.c
  *   jobs, job_data            belong to the user of the store
  *
- * Whatever is read is checked by the one decode function of its kind before anything else sees it.
+ * Every value ends with a checksum: XXH3-64 of the value, seeded with its table and key, so that a
+ * flipped bit, or a value that is found under another key, does not pass for data. meta_put() adds
+ * it, meta_get() checks it and takes it off; what writes into reserved room calls meta_seal(), what
+ * reads with a cursor meta_unseal(). In `objects` it is the checksum of the record alone, which has
+ * one of the content: damaged content must not cost the object.
+ *
+ * Whatever is read is then checked by the one decode function of its kind before anything else sees
+ * it.
  *
  * One write transaction at a time, begun with the store's write lock held. Read transactions are
  * pooled: a renewed one costs well under a microsecond. */
@@ -99,10 +106,16 @@ void meta_read_end(struct meta_reader *reader);
 MOB_MUST_CHECK errint_t meta_put(struct meta *meta, MDB_txn *txn, enum meta_table table,
                                  const void *key, size_t key_bytes, const void *value,
                                  size_t value_bytes);
-/* Makes room for a value and gives the place to write it; valid until the next change in `txn`. */
+/* Makes room for a value and gives the place to write it; valid until the next change in `txn`,
+ * before which meta_seal() must be called. */
 MOB_MUST_CHECK errint_t meta_reserve(struct meta *meta, MDB_txn *txn, enum meta_table table,
                                      uint64_t number, size_t value_bytes, void **place);
-/* -ENOENT (not logged) where there is none. */
+/* All `value_bytes` at a reserved place are written: adds the checksum. */
+void meta_seal(enum meta_table table, uint64_t number, void *place, size_t value_bytes);
+/* Takes the checksum off a value that a cursor gave. False (and logged): this value was not put
+ * under this key; *value has not changed. */
+MOB_MUST_CHECK bool meta_unseal(enum meta_table table, const MDB_val *key, MDB_val *value);
+/* -ENOENT (not logged) where there is none, -EIO (logged) where it is damaged. */
 MOB_MUST_CHECK errint_t meta_get(struct meta *meta, MDB_txn *txn, enum meta_table table,
                                  const void *key, size_t key_bytes, const void **value,
                                  size_t *value_bytes);
@@ -122,16 +135,21 @@ enum { RECORD_HAS_REFS = 1, RECORD_HAS_XATTRS = 2, RECORD_EMBEDDED = 4, RECORD_O
 /* Inline objects up to this size share the page of their record: one B-tree less to change. */
 #define META_EMBEDDED_BYTES 1536u
 
+enum { OBJECT_RECORD_VERSION = 2 };
+
 struct object_record {
     uint8_t version, tier, flags, zero;
     uint32_t mode;
     uint8_t id[MOB_ID_BYTES];
     uint32_t uid, gid, zero2;
     uint64_t size, mtime_ns, file;
+    uint64_t content_sum; /* of embedded content, else 0 */
 };
 
-/* False (and logged) for a record that is not well-formed. *content: the embedded content, or NULL.
- */
+uint64_t object_content_sum(const void *content, size_t bytes);
+
+/* False (and logged) for a record that is not well-formed. *content: the embedded content, which
+ * may be damaged (see content_sum), or NULL. */
 bool object_record_decode(const MDB_val *key, const MDB_val *value, uint64_t *number,
                           struct object_record *record, const void **content);
 

@@ -38,7 +38,8 @@ errint_t name_look_stored(MDB_cursor *cursor, struct name_place *place, unsigned
             return 0;
         *taken |= 1u << (position - place->hash);
         struct name_record record;
-        if (!name_record_decode(&key, &value, &parent, &position, &record))
+        if (!meta_unseal(META_NAMES, &key, &value) ||
+            !name_record_decode(&key, &value, &parent, &position, &record))
             continue;
         if (record.name_bytes != place->name_bytes ||
             memcmp(record.name, place->name, record.name_bytes) != 0)

@@ -51,7 +51,8 @@ static ssize_t list_stored(struct store *store, MDB_cursor *cursor, uint64_t dir
             break;
         uint64_t parent, position;
         struct name_record record;
-        if (!name_record_decode(&key, &value, &parent, &position, &record))
+        if (!meta_unseal(META_NAMES, &key, &value) ||
+            !name_record_decode(&key, &value, &parent, &position, &record))
             continue;
         count = merge(staged, staged_count, &next_staged, position, out, count, limit);
         if (count == limit || (count && out[count - 1].cursor == position + 1))
@@ -127,7 +128,8 @@ errint_t names_each_job(struct store *store, int (*each)(void *argument, const s
     for (; !code && !result; code = mdb_cursor_get(reader->names, &key, &value, MDB_NEXT)) {
         uint64_t parent, position;
         struct name_record record;
-        if (name_record_decode(&key, &value, &parent, &position, &record) &&
+        if (meta_unseal(META_NAMES, &key, &value) &&
+            name_record_decode(&key, &value, &parent, &position, &record) &&
             record.type == NAME_JOB)
             result = each(argument, &record.target);
     }

@@ -87,6 +87,7 @@ size_t store_list_cursors(struct store *store, uint64_t cursor, struct object_in
 /* --- content --- */
 
 struct content {
+    struct mob_id id;
     uint64_t size, file;
     bool embedded;
 };
@@ -102,9 +103,47 @@ static errint_t content_of(struct store *store, uint64_t number, struct content 
         error = -EAGAIN;
     else if (object->state == OBJECT_FAILED)
         error = object->failure->code;
-    *out = (struct content){object->size, object->file, object->flags & OBJECT_EMBEDDED};
+    *out =
+        (struct content){object->id, object->size, object->file, object->flags & OBJECT_EMBEDDED};
     table_unlock(shard);
     return error;
+}
+
+/* The content in the transaction's memory, checked as a whole. -EIO: it is damaged, or away. */
+static errint_t inline_content(struct store *store, MDB_txn *txn, uint64_t number,
+                               const struct content *content, const void **out)
+{
+    struct object_record record;
+    const void *value;
+    size_t bytes;
+    errint_t error = meta_get_number(
+        &store->meta, txn, content->embedded ? META_OBJECTS : META_INLINE, number, &value, &bytes);
+    if (error)
+        return error == -ENOENT ? -EIO : error;
+    if (content->embedded) {
+        if (bytes < sizeof record)
+            return -EIO;
+        memcpy(&record, value, sizeof record);
+        value = (const char *)value + sizeof record;
+        bytes -= sizeof record;
+        if (record.content_sum != object_content_sum(value, bytes))
+            return -EIO;
+    }
+    *out = value;
+    return bytes == content->size ? 0 : -EIO;
+}
+
+static void note_inline_damage(struct store *store, uint64_t number, const struct content *content)
+{
+    struct object_info info;
+    char *sentence;
+    if (asprintf(&sentence, "its content in %s/meta does not have its checksum", store->state_dir) <
+        0)
+        return;
+    damage_note(store, number, &content->id, sentence);
+    free(sentence);
+    if (store_info(store, number, &info))
+        fetch_forget(store, number); /* freed meanwhile */
 }
 
 static ssize_t read_inline(struct store *store, uint64_t number, const struct content *content,
@@ -117,21 +156,15 @@ static ssize_t read_inline(struct store *store, uint64_t number, const struct co
     if (error)
         return error;
     const void *value;
-    size_t value_bytes;
-    error =
-        meta_get_number(&store->meta, reader->txn, content->embedded ? META_OBJECTS : META_INLINE,
-                        number, &value, &value_bytes);
-    size_t skip = content->embedded ? sizeof(struct object_record) : 0;
-    if (!error && value_bytes != content->size + skip) {
-        mob_log_error("store: the content of object %llu is damaged", (unsigned long long)number);
-        error = -EIO;
-    }
+    error = inline_content(store, reader->txn, number, content, &value);
     if (!error) {
         if (bytes > content->size - offset)
             bytes = content->size - offset;
-        memcpy(buffer, (const char *)value + skip + offset, bytes);
+        memcpy(buffer, (const char *)value + offset, bytes);
     }
     meta_read_end(reader);
+    if (error == -EIO)
+        note_inline_damage(store, number, content);
     return error ? error : (ssize_t)bytes;
 }
 
@@ -272,8 +305,8 @@ static errint_t kept_sum(struct store *store, uint64_t number, uint8_t sum[32])
     error = meta_get_number(&store->meta, reader->txn, META_SUMS, number, &value, &bytes);
     if (!error && bytes == 32)
         memcpy(sum, value, 32);
-    else if (!error)
-        error = -ENOENT;
+    else if (!error || error == -EIO)
+        error = -ENOENT; /* a damaged one is computed anew */
     meta_read_end(reader);
     return error;
 }

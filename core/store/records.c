@@ -2,6 +2,8 @@
  */
 #include <string.h>
 #include <sys/stat.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 #include "core/base/log.h"
 #include "core/store/meta.h"
@@ -18,7 +20,7 @@ struct disk_name {
     uint32_t zero2;
 };
 
-_Static_assert(sizeof(struct object_record) == 64, "no padding goes to disk");
+_Static_assert(sizeof(struct object_record) == 72, "no padding goes to disk");
 _Static_assert(sizeof(struct disk_name) == 72, "no padding goes to disk");
 
 static bool bad(const char *kind, uint64_t number)
@@ -26,6 +28,11 @@ static bool bad(const char *kind, uint64_t number)
     mob_log_error("store: the %s record %llu is damaged; it is left out", kind,
                   (unsigned long long)number);
     return false;
+}
+
+uint64_t object_content_sum(const void *content, size_t bytes)
+{
+    return XXH3_64bits(content, bytes);
 }
 
 bool object_record_decode(const MDB_val *key, const MDB_val *value, uint64_t *number,
@@ -39,7 +46,7 @@ bool object_record_decode(const MDB_val *key, const MDB_val *value, uint64_t *nu
     memcpy(record, value->mv_data, sizeof *record);
     size_t content_bytes = value->mv_size - sizeof *record;
     bool embedded = record->flags & RECORD_EMBEDDED;
-    bool ok = record->version == RECORD_VERSION && *number >= NAMES_FIRST_FREE_NUMBER &&
+    bool ok = record->version == OBJECT_RECORD_VERSION && *number >= NAMES_FIRST_FREE_NUMBER &&
               *number < STORE_NUMBER_LIMIT && !(record->mode & ~(uint32_t)0555) &&
               record->size <= INT64_MAX && record->file < STORE_NUMBER_LIMIT &&
               content_bytes == (embedded ? record->size : 0);
@@ -65,6 +72,7 @@ errint_t blocks_put(struct meta *meta, MDB_txn *txn, uint64_t file, uint64_t siz
         return error;
     memcpy(place, &header, sizeof header);
     memcpy((char *)place + sizeof header, sums, sums_bytes);
+    meta_seal(META_BLOCKS, file, place, sizeof header + sums_bytes);
     return 0;
 }
 

@@ -223,6 +223,7 @@ static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_v
     return error;
 }
 
+/* Those that are not damaged. */
 errint_t recover_walk(struct store *store, enum meta_table table, void *argument,
                       errint_t (*each)(void *argument, const MDB_val *key, const MDB_val *value))
 {
@@ -236,7 +237,8 @@ errint_t recover_walk(struct store *store, enum meta_table table, void *argument
     if (!code) {
         code = mdb_cursor_get(cursor, &key, &value, MDB_FIRST);
         for (; !code && !error; code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT))
-            error = each(argument, &key, &value);
+            if (meta_unseal(table, &key, &value))
+                error = each(argument, &key, &value);
         mdb_cursor_close(cursor);
     }
     meta_read_end(reader);

@@ -219,7 +219,7 @@ static errint_t recover_note(struct recovery *it, uint64_t number)
     cleanup_free char *copy = NULL;
     errint_t error = load_note(store, number, &copy, &view);
     if (error)
-        return error == -EBADMSG ? delete_note(store, number) : error;
+        return error == -EBADMSG || error == -EIO ? delete_note(store, number) : error;
     if (number > it->highest)
         it->highest = number;
     if (view.record.file > it->highest)

@@ -294,7 +294,7 @@ static errint_t drop_refs(struct store *store, MDB_txn *txn, uint64_t number)
     const struct mob_id *ids;
     errint_t error = meta_get_number(&store->meta, txn, META_REFS, number, &value, &bytes);
     if (error || !refs_decode(number, value, bytes, &ids, &count))
-        return error == -ENOENT ? 0 : error;
+        return error == -ENOENT || error == -EIO ? 0 : error; /* damaged: logged, none is known */
     for (size_t i = 0; i < count; i++)
         object_unlink(store, &ids[i]);
     return 0;
@@ -376,6 +376,7 @@ static errint_t erase_list(struct store *store, struct dead *list)
 
 static void remove_files(struct store *store, const struct object *object)
 {
+    fetch_forget(store, object->number);
     if (!object->file)
         return;
     data_remove(store, object->file);
@@ -385,7 +386,6 @@ static void remove_files(struct store *store, const struct object *object)
         disk_remove_file(&store->disk, object->disk, object->file, object_disk_bytes(object->size));
         spill_room_came(store);
     }
-    fetch_forget(store, object->number);
 }
 
 /* Takes up to FLUSH_STEP dead objects off the disk. False: there are none, or it failed (they stay

@@ -22,6 +22,7 @@
 #include <stdint.h>
 
 #include "core/base/error.h"
+#include "core/base/id.h"
 #include "core/store/growing.h"
 #include "core/store/hold.h"
 #include "core/store/spill_io.h"
@@ -182,7 +183,11 @@ void fetch_reopened(struct store *store, uint64_t number);
 /* Blocks until the object's bytes can be read: 0, or -EIO as store_readable(). Not from the
  * store's own threads. The object must be counted as open. */
 MOB_MUST_CHECK errint_t fetch_and_wait(struct store *store, uint64_t number);
-/* Which block is damaged, as a new string. -ENOENT: none is known to be. */
+/* Notes (and logs) that the object's bytes are damaged, until fetch_forget(); an older sentence
+ * goes. Without memory it is only logged. Any thread, no shard's lock held. */
+void damage_note(struct store *store, uint64_t number, const struct mob_id *id,
+                 const char *sentence);
+/* What is damaged, as a new string the caller frees. -ENOENT: nothing is known to be. */
 MOB_MUST_CHECK errint_t damage_sentence(struct store *store, uint64_t number, char **sentence);
 
 /* Queues a large object that was written on disk: its checksums are made. */

@@ -10,7 +10,7 @@
 
 #include "core/store/store_internal.h"
 
-enum { STATE_VERSION = 1, NUMBER_BLOCK = 65536, SPARE_DEFAULT = 64 };
+enum { STATE_VERSION = 2, NUMBER_BLOCK = 65536, SPARE_DEFAULT = 64 };
 
 void store_write_lock(struct store *store)
 {
@@ -97,16 +97,19 @@ static errint_t make_identity(struct store *store, MDB_txn *txn)
     return meta_put(&store->meta, txn, META_STATE, "identity", 8, &identity, sizeof identity);
 }
 
-static errint_t check_identity(struct store *store, const void *value, size_t bytes,
+/* The version is looked at before the checksum, which not every version has. */
+static errint_t check_identity(struct store *store, const MDB_val *key, MDB_val *value,
                                struct mob_error *err)
 {
-    struct identity identity;
-    if (bytes >= 4)
-        memcpy(&identity.version, value, 4);
-    if (bytes != sizeof identity || identity.version != STATE_VERSION)
+    struct identity identity = {0};
+    if (value->mv_size >= sizeof identity.version)
+        memcpy(&identity.version, value->mv_data, sizeof identity.version);
+    if (identity.version != STATE_VERSION)
         return mob_error_set(err, -EINVAL, "%s was made by another version of mobula",
                              store->state_dir);
-    memcpy(&identity, value, sizeof identity);
+    if (!meta_unseal(META_STATE, key, value) || value->mv_size != sizeof identity)
+        return mob_error_set(err, -EIO, "the record of what %s is, is damaged", store->state_dir);
+    memcpy(&identity, value->mv_data, sizeof identity);
     if (identity.byte_order != 1)
         return mob_error_set(err, -EINVAL, "%s was made on a machine of another byte order",
                              store->state_dir);
@@ -120,11 +123,13 @@ static errint_t load_state(struct store *store, MDB_txn *txn, struct mob_error *
 {
     const void *value;
     size_t bytes;
-    errint_t error = meta_get(&store->meta, txn, META_STATE, "identity", 8, &value, &bytes);
+    MDB_val key = {8, "identity"}, found;
+    errint_t error =
+        meta_error(mdb_get(txn, store->meta.tables[META_STATE], &key, &found), "identity");
     if (error == -ENOENT)
         error = make_identity(store, txn);
     else if (!error)
-        error = check_identity(store, value, bytes, err);
+        error = check_identity(store, &key, &found, err);
     if (error)
         return error;
     uint64_t next = NAMES_FIRST_FREE_NUMBER;

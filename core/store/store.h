@@ -146,7 +146,8 @@ MOB_MUST_CHECK errint_t store_hold(struct store *store, const struct mob_id *id)
 void store_drop(struct store *store, const struct mob_id *id);
 
 /* Copies up to `bytes` of an inline object from `offset`. Returns the count (0 at the end), or
- * -ENOENT, -EINVAL (not inline), -EIO. */
+ * -ENOENT, -EINVAL (not inline), -EIO (also, logged, if its content does not have its checksum:
+ * store_failure() then says so). */
 ssize_t store_read_inline(struct store *store, uint64_t number, void *buffer, size_t bytes,
                           uint64_t offset);
 
@@ -204,8 +205,8 @@ MOB_MUST_CHECK errint_t store_spill_all(struct store *store);
 MOB_MUST_CHECK errint_t store_read_all(struct store *store, const struct mob_id *id, size_t limit,
                                        char **content, size_t *bytes);
 
-/* Why a failed object failed, or which block of a ready one is damaged, as a new string the caller
- * frees. -ENOENT: neither. */
+/* Why a failed object failed, or what of a ready one was found damaged, as a new string the
+ * caller frees. -ENOENT: neither. */
 MOB_MUST_CHECK errint_t store_failure(struct store *store, uint64_t number, char **sentence);
 
 /* Extended attributes kept with an object: those set on the staged file, except mobula's own.
@@ -299,14 +300,14 @@ MOB_MUST_CHECK errint_t store_batch_link_job(struct store_batch *batch, uint64_t
 MOB_MUST_CHECK errint_t store_batch_commit(struct store_batch *batch, struct mob_error *err);
 void store_batch_abort(struct store_batch *batch);
 
-/* Reads a table. `each` is called in key order with pointers valid only during the call; a non-zero
- * return ends the walk and is returned. Not from within another walk's callback on the same thread.
- */
+/* Reads a table, less what is damaged, which is logged. `each` is called in key order with pointers
+ * valid only during the call; a non-zero return ends the walk and is returned. Not from within
+ * another walk's callback on the same thread. */
 errint_t store_table_each(struct store *store, enum store_table table,
                           int (*each)(void *argument, const void *key, size_t key_bytes,
                                       const void *value, size_t value_bytes),
                           void *argument);
-/* A copy of one value; the caller frees. -ENOENT. */
+/* A copy of one value; the caller frees. -ENOENT; -EIO: it is damaged. */
 MOB_MUST_CHECK errint_t store_table_get(struct store *store, enum store_table table,
                                         const void *key, size_t key_bytes, void **value,
                                         size_t *value_bytes);

@@ -185,6 +185,8 @@ static errint_t put_note(struct store *store, MDB_txn *txn, const struct staged 
     at += record.xattrs_bytes;
     if (rest)
         memcpy(at, copy->content ? (const void *)copy->content : copy->sums, rest);
+    meta_seal(META_SYNCED, staged->number, place,
+              sizeof record + record.name_bytes + record.xattrs_bytes + rest);
     return 0;
 }
 

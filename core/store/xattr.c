@@ -399,7 +399,13 @@ errint_t staged_xattrs_load(struct store *store, struct staged *staged)
         staged->xattrs_bytes = error ? 0 : bytes;
     }
     meta_read_end(reader);
-    if (error)
+    if (error == -EIO) {
+        mob_log_error("store: the attributes of %s, which was being written, are damaged; it goes "
+                      "on without",
+                      staged->name);
+        error = 0;
+    }
+    if (error || !staged->xattrs)
         return error == -ENOENT ? 0 : error;
     const char *refs;
     size_t refs_bytes;
