@@ -29,6 +29,13 @@ static void spill_metrics(FILE *out, const struct store_usage *usage)
     counter(out, "mobula_spilled_bytes", "Bytes copied from memory to disk.", usage->spilled_bytes);
     counter(out, "mobula_restored_bytes", "Bytes that came back to memory.", usage->restored_bytes);
     counter(out, "mobula_spill_errors", "Copies to disk that failed.", usage->spill_errors);
+    gauge(out, "mobula_journal_bytes", "The journal's newest snapshot and log.",
+          (double)usage->journal_bytes);
+    counter(out, "mobula_journal_syncs", "Flushes of the journal.", usage->journal_syncs);
+    counter(out, "mobula_journal_snapshots", "Snapshots of the metadata.",
+            usage->journal_snapshots);
+    counter(out, "mobula_journal_errors", "Flushes and snapshots that failed.",
+            usage->journal_errors);
 }
 
 static void store_metrics(FILE *out, struct fs *fs)

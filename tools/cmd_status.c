@@ -128,6 +128,19 @@ static void print_disk(const json_t *memory)
                (long long)errors, (long long)damaged);
 }
 
+static void print_journal(const json_t *memory)
+{
+    char size[32];
+    json_int_t errors = number(memory, "journal_errors");
+    if (!json_object_get(memory, "journal_bytes"))
+        return;
+    printf("journal    %s, %lld flushes\n",
+           mob_format_size((uint64_t)number(memory, "journal_bytes"), size),
+           (long long)number(memory, "journal_syncs"));
+    if (errors > 0)
+        printf("           %lld errors: see the log; fsync may fail\n", (long long)errors);
+}
+
 static void print_objects(const json_t *objects)
 {
     static const char *const parts[] = {"inline", "memory", "disk", "pending", "failed"};
@@ -190,6 +203,7 @@ static void print_status(const char *mount_path, json_t *status)
                text_of(node, "node"), text_of(node, "state"));
         print_memory(json_object_get(node, "memory"));
         print_disk(json_object_get(node, "memory"));
+        print_journal(json_object_get(node, "memory"));
         print_objects(json_object_get(node, "objects"));
         print_jobs(json_object_get(node, "jobs"));
         print_daemon(json_object_get(node, "daemon"));

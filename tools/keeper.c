@@ -26,7 +26,10 @@
 #define FAILURE_LIMIT 8 /* starts in a row that never got ready */
 #define FIRST_DELAY_MS 50
 #define LONGEST_DELAY_MS 2000
-#define STOP_GRACE_MS 15000
+#define STOP_GRACE_MS 120000 /* memory goes to disk meanwhile */
+/* So many crashes in so short a time: the metadata may be damaged, and is made anew. */
+#define CRASHES_LIMIT 3
+#define CRASHES_NS UINT64_C(30000000000)
 
 struct keeper {
     struct settings *settings;
@@ -39,6 +42,9 @@ struct keeper {
     int ready_fd; /* read end: what the present server says when it is up; -1 once read */
     pid_t server, launcher, prober;
     unsigned failures; /* in a row */
+    unsigned crashes;  /* of the server's own making, since first_crash_ns */
+    uint64_t first_crash_ns;
+    bool distrust; /* the next server makes the metadata anew */
     bool stopping;
 };
 
@@ -115,6 +121,7 @@ static errint_t start_server(struct keeper *keeper)
             .pipes = keeper->has_pipes ? &keeper->pipes : NULL,
             .keeper_pid = (int)keeper_pid,
             .ready_fd = ready[1],
+            .distrust_meta = keeper->distrust,
         };
         exit(server_run(&options));
     }
@@ -123,6 +130,7 @@ static errint_t start_server(struct keeper *keeper)
         close(keeper->ready_fd);
     keeper->ready_fd = ready[0];
     keeper->server = pid;
+    keeper->distrust = false;
     return 0;
 }
 
@@ -220,6 +228,26 @@ static void describe_end(const char *what, pid_t pid, int status)
                         WEXITSTATUS(status));
 }
 
+/* A server that was ended by its own fault, and not for the first time, may have met damaged
+ * metadata (LMDB trusts its file): the next one makes them anew from the journal. */
+static void count_crash(struct keeper *keeper, int status)
+{
+    int by = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+    uint64_t now_ns = mob_monotonic_ns();
+    if (by != SIGSEGV && by != SIGBUS && by != SIGABRT && by != SIGILL && by != SIGFPE)
+        return;
+    if (!keeper->crashes || now_ns - keeper->first_crash_ns > CRASHES_NS) {
+        keeper->crashes = 0;
+        keeper->first_crash_ns = now_ns;
+    }
+    if (++keeper->crashes < CRASHES_LIMIT)
+        return;
+    mob_log_error("the server crashed %u times; its metadata is made anew", keeper->crashes);
+    keeper->crashes = 0;
+    keeper->distrust = true;
+    keeper->failures++; /* should that not help, the pauses get longer */
+}
+
 static void server_ended(struct keeper *keeper, int status)
 {
     pid_t pid = keeper->server;
@@ -233,6 +261,7 @@ static void server_ended(struct keeper *keeper, int status)
         return;
     }
     describe_end("server", pid, status);
+    count_crash(keeper, status);
     /* One that was killed after it got ready is replaced at once; read_verdict() has reset the
      * count then. */
     keeper->failures += WIFEXITED(status) ? 1 : 0;

@@ -97,6 +97,7 @@ static errint_t open_all(const struct server_options *options, struct server *se
         .disk_bytes = settings->disk_bytes,
         .passthrough = passthrough,
         .map_writes = MAP_WRITES,
+        .distrust_meta = options->distrust_meta,
         .hooks = fs_store_hooks(server->fs),
     };
     memcpy(store_options.owner, settings->owner, MOB_ID_OWNER_BYTES);

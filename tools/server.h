@@ -14,6 +14,7 @@ struct server_options {
     int launcher_fd;
     struct growing_pipes *pipes; /* the keeper's, or NULL */
     int keeper_pid;
+    bool distrust_meta; /* servers before it have crashed: make the metadata anew */
     int ready_fd; /* gets "ok\n" or "error SENTENCE\n"; closed */
 };
 

@@ -165,7 +165,8 @@ static errint_t rebuild_meta(struct store *store, const char *path, bool map_wri
 }
 
 /* Opens LMDB, as it was left or made anew. */
-static errint_t open_meta_files(struct store *store, bool map_writes, struct mob_error *err)
+static errint_t open_meta_files(struct store *store, const struct store_options *options,
+                                struct mob_error *err)
 {
     cleanup_free char *path = NULL;
     if (asprintf(&path, "%s/meta", store->state_dir) < 0)
@@ -175,12 +176,12 @@ static errint_t open_meta_files(struct store *store, bool map_writes, struct mob
     errint_t error = trust_read(store->state_fd, &store->trust, err);
     if (error)
         return error;
-    if (!store->trust.meta && journal_has_snapshot(store->journal))
-        return rebuild_meta(store, path, map_writes, err);
+    if ((!store->trust.meta || options->distrust_meta) && journal_has_snapshot(store->journal))
+        return rebuild_meta(store, path, options->map_writes, err);
     /* Nothing of it was made durable: it is taken as it is, if there is something at all. */
     store->trust.meta = true;
     store->trust.memory |= store->trust.fresh || !journal_has_logs(store->journal);
-    error = meta_open(&store->meta, path, map_writes, err);
+    error = meta_open(&store->meta, path, options->map_writes, err);
     if (!error)
         error = journal_resume(store->journal, meta_last_txn(&store->meta), err);
     return error;
@@ -196,7 +197,7 @@ static errint_t open_meta(struct store *store, const struct store_options *optio
     memcpy(journal_options.owner, store->owner, sizeof store->owner);
     errint_t error = journal_open(&journal_options, &store->journal, err);
     if (!error)
-        error = open_meta_files(store, options->map_writes, err);
+        error = open_meta_files(store, options, err);
     if (!error)
         error = trust_running(store->state_fd, err);
     if (error)
@@ -546,6 +547,13 @@ void store_usage(struct store *store, struct store_usage *out)
         .freed = atomic_load(&store->freed),
         .spill_io = "none",
     };
+    struct journal_usage journal;
+    journal_usage(store->journal, &journal);
+    out->journal_bytes = journal.bytes;
+    out->journal_syncs = journal.syncs;
+    out->journal_snapshots = journal.snapshots;
+    out->journal_errors = journal.errors;
+    out->durable = journal.durable;
     if (!store->disk.count)
         return;
     struct spill *spill = &store->spill;

@@ -72,6 +72,7 @@ struct store_options {
      * that is larger than memory survives this process only with them. NULL: the store makes its
      * own. */
     struct growing_pipes *pipes;
+    bool distrust_meta; /* LMDB's file may be damaged: it is made anew from the journal */
     uint64_t journal_bytes;        /* of a log, before a snapshot replaces it; 0 = default */
     unsigned spare_files;          /* empty data files kept ready for staged_create; 0 = default */
     const struct mob_clock *clock; /* NULL = system */
@@ -324,6 +325,8 @@ struct store_usage {
     uint64_t spilling_bytes;  /* being written to disk, or waiting for it */
     uint64_t spilled_bytes, restored_bytes, spill_errors; /* since the server began */
     uint64_t damaged;                                     /* objects that are known to be, now */
+    uint64_t journal_bytes, journal_syncs, journal_snapshots, journal_errors;
+    bool durable;      /* fsync has what it needs: false after the journal's disk has failed */
     char spill_io[96]; /* how: "io_uring", "pread and pwrite (...)", "none" */
     uint64_t objects_ready, objects_inline, objects_memory, objects_disk;
     uint64_t objects_pending, objects_failed;

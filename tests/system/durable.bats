@@ -222,3 +222,19 @@ synced() { dd of="$MNT/staging/$1" bs=1M conv=fsync iflag=fullblock status=none;
     wait_until '[[ -L $MNT/staging/survives ]]'
     same "$MNT/staging/survives" <(bytes 2000000; bytes 10)
 }
+
+@test "a server that crashes again and again makes its metadata anew, and nothing is lost" {
+    local i pid
+    bytes 900 | put small-one
+    bytes 900000 | put large-one
+    wait_until '[[ -L $MNT/staging/large-one ]]'
+    for i in 1 2 3; do
+        pid=$(node daemon pid)
+        kill -ABRT "$pid"
+        wait_until pid_gone "$pid"
+        equals "$(within 20 cat "$MNT/staging/small-one" | wc -c)" 900
+    done
+    matches "$(cat "$STATE/log")" "made anew"
+    same "$MNT/staging/small-one" <(bytes 900)
+    same "$MNT/staging/large-one" <(bytes 900000)
+}
