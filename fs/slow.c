@@ -27,6 +27,7 @@ struct slow {
 static void *slow_main(void *argument)
 {
     struct slow *slow = argument;
+    mob_no_hurry();
     pthread_mutex_lock(&slow->mutex);
     for (;;) {
         slow->idle++;

@@ -12,12 +12,14 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "core/base/log.h"
 #include "core/base/util.h"
 
-enum { KICKER_POLL_MS = 50 };
+enum { KICKER_POLL_MS = 50, HURRY = -10 };
 
 _Thread_local struct current_request transport_current;
 
@@ -439,6 +441,10 @@ void transport_name_thread(const char *what, unsigned number)
     char name[16];
     snprintf(name, sizeof(name), "mob-%s-%u", what, number % 10000);
     pthread_setname_np(pthread_self(), name);
+    /* Each request is answered in microseconds, and somebody waits for it: not behind the programs
+     * that fill the cores, nor behind what is written to disk. An ordinary user may not ask. */
+    if (setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), HURRY))
+        mob_log_debug("thread %s has no priority: %s", name, strerror(errno));
 }
 
 /* "0-3,8" -> 9: one more than the last. */

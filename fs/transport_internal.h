@@ -97,6 +97,7 @@ void transport_end(struct transport *transport);
 /* `bytes` come back from libfuse for a device request or as a notification. */
 errint_t transport_write_device(struct transport *transport, const struct iovec *iov, int count);
 void transport_pin_thread(unsigned core);
+/* Names the calling thread, which serves, and gives it priority where that is allowed. */
 void transport_name_thread(const char *what, unsigned number);
 /* Maps memory that the kernel is to copy requests into. It copies on our threads, and while one is
  * being killed it takes no page faults: the request would end with EIO or EINTR instead of staying

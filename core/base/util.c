@@ -7,7 +7,9 @@
 #include <math.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <time.h>
 
 ssize_t mob_read_full(int fd, void *buffer, size_t bytes)
@@ -309,3 +311,8 @@ static uint64_t system_wall(void *context)
 }
 
 const struct mob_clock mob_system_clock = {system_now, system_wall, NULL};
+
+void mob_no_hurry(void)
+{
+    (void)setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), 0); /* to give it up is allowed */
+}

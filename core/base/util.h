@@ -108,6 +108,9 @@ char *mob_format_duration(uint64_t ns, char out[32]);
 uint64_t mob_monotonic_ns(void);
 uint64_t mob_realtime_ns(void);
 
+/* Takes back what priority the calling thread has from the one that made it. */
+void mob_no_hurry(void);
+
 /* True if `bytes` of `text` are well-formed UTF-8 without NUL. */
 bool mob_is_utf8(const char *text, size_t bytes);
 

@@ -515,11 +515,13 @@ static void enter_memory(struct store *store, const struct target *target, int f
     object_note_change(store, target->number);
 }
 
-static void restore(struct store *store, uint64_t number)
+/* False: it is on disk still. */
+static bool restore(struct store *store, uint64_t number)
 {
     struct target target;
+    struct object_info info;
     if (take_target(store, number, true, &target))
-        return;
+        return false;
     cleanup_fd int fd = -1;
     if (has_room_for(store, target.size)) {
         errint_t error = copy_to_memory(store, &target, &fd);
@@ -531,9 +533,21 @@ static void restore(struct store *store, uint64_t number)
     spill_clear_busy(store, number);
     spill_settled(store);
     objects_settle(store);
+    return store_info(store, number, &info) == 0 && info.tier == TIER_MEMORY;
 }
 
 /* --- the thread --- */
+
+/* What is opened for the first time must be read once: into memory, if there is room, where whoever
+ * opened it then reads it at memory's speed. */
+static void carry_out(struct store *store, uint64_t number, enum fetch_kind kind)
+{
+    bool unread = kind == FETCH_SEAL || store_readable(store, number);
+    if (kind != FETCH_SEAL && restore(store, number))
+        return;
+    if (unread)
+        verify(store, number);
+}
 
 /* Those that somebody waits for go first. Locked. */
 static struct fetch *take_fetch(struct spill *spill)
@@ -563,10 +577,7 @@ static void *fetcher_main(void *argument)
         uint64_t number = spill->current->number;
         enum fetch_kind kind = spill->current->kind;
         pthread_mutex_unlock(&spill->lock);
-        if (kind == FETCH_SEAL || store_readable(store, number))
-            verify(store, number);
-        else if (kind == FETCH_RESTORE)
-            restore(store, number);
+        carry_out(store, number, kind);
         pthread_mutex_lock(&spill->lock);
         struct fetch *done = spill->current;
         spill->current = NULL;

@@ -511,9 +511,12 @@ static void settle_one(void *argument, const struct staged_info *info)
     struct staged *staged = staged_get(store, info->number);
     if (!staged)
         return;
-    pthread_mutex_lock(&staged->lock);
-    staged_settle(store, staged);
-    pthread_mutex_unlock(&staged->lock);
+    /* Who moves it to disk has the lock, for as long as the disk takes, and counts by itself: who
+     * only wants to know must not wait for that, and least of all a thread that serves. */
+    if (!pthread_mutex_trylock(&staged->lock)) {
+        staged_settle(store, staged);
+        pthread_mutex_unlock(&staged->lock);
+    }
     staged_put(store, staged);
 }
 

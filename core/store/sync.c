@@ -256,6 +256,7 @@ static void *settler_main(void *argument)
 {
     struct store *store = argument;
     struct settler *settler = &store->settler;
+    mob_no_hurry();
     pthread_mutex_lock(&settler->lock);
     while (!settler->stop) {
         if (!settler->count) {

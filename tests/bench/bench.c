@@ -2,11 +2,14 @@
  *
  *   bench --dir MNT [--reference DIR] [--out FILE] [--runs N] [--quick] [--scale N] [--only LIST]
  *   bench --dir MNT --start-up COMMAND --start-down COMMAND [--out FILE] [--runs N]
+ *   bench --dir MNT --only spill --start-up COMMAND --start-down COMMAND ...
  *
- * LIST: large,small,trips,references,jobs,scale. Figures go to standard output and FILE, a line
- * each: key, median, smallest, largest, unit, separated by tabs. Nothing asserts on a time; exit
- * status 1 only if an operation fails. The second form mounts and takes down --runs times, for the
- * time to the first put. */
+ * LIST: large,small,trips,references,jobs,scale; and, only if named, spill,spill_gets,
+ * spill_small,budget: on a mount of their own with little memory, and spill with the commands that
+ * start it anew. Figures go to
+ * standard output and FILE, a line each: key, median, smallest, largest, unit, separated by tabs.
+ * Nothing asserts on a time; exit status 1 only if an operation fails. The second form mounts and
+ * takes down --runs times, for the time to the first put. */
 #include "tests/bench/bench.h"
 
 #include <dirent.h>
@@ -216,12 +219,13 @@ void bench_start(const char *up, const char *down)
     figure_report(&stop);
 }
 
-static bool wanted(const char *only, const char *name)
+/* Without a list: `unnamed`. */
+static bool wanted(const char *only, const char *name, bool unnamed)
 {
     size_t length = strlen(name);
 
     if (!only)
-        return true;
+        return unnamed;
     for (const char *at = only; (at = strstr(at, name)); at += length)
         if ((at == only || at[-1] == ',') && (at[length] == '\0' || at[length] == ','))
             return true;
@@ -233,9 +237,18 @@ static void measure(const char *only)
     static const struct {
         const char *name;
         void (*measure)(void);
+        bool unnamed;
     } parts[] = {
-        {"large", bench_large},           {"small", bench_small}, {"trips", bench_round_trips},
-        {"references", bench_references}, {"jobs", bench_jobs},   {"scale", bench_scale},
+        {"large", bench_large, true},
+        {"small", bench_small, true},
+        {"trips", bench_round_trips, true},
+        {"references", bench_references, true},
+        {"jobs", bench_jobs, true},
+        {"scale", bench_scale, true},
+        {"spill", bench_spill, false},
+        {"spill_gets", bench_spill_gets, false},
+        {"spill_small", bench_spill_small, false},
+        {"budget", bench_budget, false},
     };
 
     if (!mount_open(bench_options.dir))
@@ -243,7 +256,7 @@ static void measure(const char *only)
     if (mkdir(bench_path("staging/bench"), 0755) < 0)
         bench_fail("mkdir", "staging/bench");
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(parts); i++)
-        if (wanted(only, parts[i].name))
+        if (wanted(only, parts[i].name, parts[i].unnamed))
             parts[i].measure();
     if (rmdir(bench_path("staging/bench")) < 0)
         bench_fail("rmdir", "staging/bench");
@@ -270,7 +283,7 @@ int main(int argc, char **argv)
         {"start-down", required_argument, NULL, 'D'},
         {NULL, 0, NULL, 0},
     };
-    const char *only = NULL, *up = NULL, *down = NULL;
+    const char *only = NULL;
     struct rlimit files;
     int option;
 
@@ -298,17 +311,17 @@ int main(int argc, char **argv)
             only = optarg;
             break;
         case 'u':
-            up = optarg;
+            bench_options.up = optarg;
             break;
         case 'D':
-            down = optarg;
+            bench_options.down = optarg;
             break;
         default:
             usage();
         }
     }
-    if (!bench_options.dir || optind != argc || !up != !down || bench_options.runs < 1 ||
-        bench_options.runs > RUN_LIMIT)
+    if (!bench_options.dir || optind != argc || !bench_options.up != !bench_options.down ||
+        bench_options.runs < 1 || bench_options.runs > RUN_LIMIT)
         usage();
     umask(022);
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
@@ -318,8 +331,8 @@ int main(int argc, char **argv)
     out_file = bench_options.out ? fopen(bench_options.out, "ae") : NULL;
     if (bench_options.out && !out_file)
         bench_fail("open", bench_options.out);
-    if (up)
-        bench_start(up, down);
+    if (bench_options.up && !only)
+        bench_start(bench_options.up, bench_options.down);
     else
         measure(only);
     return 0;

@@ -14,7 +14,8 @@ struct bench_options {
     const char *out;       /* file for the figures; NULL: none */
     unsigned runs;
     bool quick;
-    uint64_t scale; /* objects of the scale test; 0: leave it out */
+    uint64_t scale;        /* objects of the scale test; 0: leave it out */
+    const char *up, *down; /* commands that mount and take down; NULL: none were given */
 };
 extern struct bench_options bench_options;
 
@@ -55,6 +56,12 @@ void bench_round_trips(void);
 void bench_references(void);
 void bench_jobs(void);
 void bench_scale(void);
+void bench_spill(void);
+void bench_spill_gets(void);
+void bench_spill_small(void);
+void bench_budget(void);
+/* One object of twice the memory, which begins there and moves to disk while it is written. */
+void bench_outgrow(void);
 void bench_start(const char *up, const char *down);
 
 #endif

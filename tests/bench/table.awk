@@ -19,8 +19,29 @@ function met(value, goal, parts) {
     if (parts[1] == "<=") return value <= parts[2] + 0 ? "yes" : "no"
     return ""
 }
+# The most of the store's memory that was in use in each tenth of the time that putting took.
+function slices(transport, way, ways, count, i, w) {
+    count = split("cp pipe three job outgrow", ways, " ")
+    if (!((transport, "slice_cp_1") in median) && !((transport, "slice_outgrow_1") in median)) return
+    printf "\nMost memory in use in each tenth of the time, of the budget, %s:\n\n", transport
+    print "| put by | 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9 | 10 |"
+    print "|---|---|---|---|---|---|---|---|---|---|---|"
+    for (w = 1; w <= count; w++) {
+        if (!((transport, "slice_" ways[w] "_1") in median)) continue
+        printf "| %s |", ways[w]
+        for (i = 1; i <= 10; i++) printf " %.2f |", median[transport, "slice_" ways[w] "_" i]
+        print ""
+    }
+}
+# Was it measured over another transport only?
+function elsewhere(key, t) {
+    for (t = 1; t <= transport_count; t++)
+        if ((transports[t], key) in median) return 1
+    return 0
+}
 function row(transport, r, source, against, ratio, result) {
-    if (!((transport, keys[r]) in median) && (only != "" || goals[r] == "")) return
+    if (!((transport, keys[r]) in median) &&
+        (only != "" || goals[r] == "" || elsewhere(keys[r]))) return
     against = "–"; ratio = "–"; result = ""
     if (versus[r] != "") {
         source = versus[r] == "Ray" ? "ray" : transport
@@ -67,4 +88,6 @@ END {
         for (t = transport_count; t >= 1; t--)
             if (where[r] == "*" || where[r] == transports[t])
                 row(transports[t], r)
+    for (t = transport_count; t >= 1; t--)
+        slices(transports[t])
 }

@@ -694,6 +694,28 @@ static void a_ring_that_can_be_made_but_not_used_is_left(void **state)
     assert_described("pread and pwrite (io_uring: Operation not permitted)");
 }
 
+static void what_is_read_through_the_page_cache_does_not_go_through_the_ring(void **state)
+{
+    (void)state;
+    if (!ring_works())
+        skip();
+    static struct spill_sum sums[40];
+    cleanup_engine struct spill_io *io = engine(false);
+    cleanup_fd int disk = filled_file(disk_file(0), 3, 39 * MIB + 5);
+    struct spill_copy copy = {
+        .from = disk, .to = -1, .bytes = 39 * MIB + 5, .sums = sums, .discard = true};
+    refuse_submit = -EPERM;
+    submits_before = 0;
+    refusals = INT_MAX;
+    run(io, &copy, 1);
+    refuse_submit = 0;
+    assert_int_equal(copy.error, 0);
+    assert_memory_equal(spill_io_describe(io), "io_uring", 8);
+    copy.check = true;
+    run(io, &copy, 1);
+    assert_int_equal(copy.error, 0);
+}
+
 static void a_ring_that_fails_in_the_middle_is_left_with_nothing_lost(void **state)
 {
     (void)state;
@@ -836,6 +858,7 @@ int main(void)
         TEST(without_io_uring_it_copies_by_pread_and_pwrite_and_says_why),
         TEST(without_registered_buffers_the_ring_is_used_all_the_same),
         TEST(a_ring_that_can_be_made_but_not_used_is_left),
+        TEST(what_is_read_through_the_page_cache_does_not_go_through_the_ring),
         TEST(a_ring_that_fails_in_the_middle_is_left_with_nothing_lost),
         TEST(a_seccomp_profile_that_forbids_io_uring_is_no_obstacle),
         TEST(only_want_of_memory_keeps_it_from_opening),

@@ -92,6 +92,7 @@ static void what_was_in_memory_only_is_reported_lost_with_it_and_its_name_goes(v
     log_caught(&kept);
     spilling_open(spilling);
     cleanup_free char *log = log_caught(&kept);
+    assert_int_equal(usage_of(spilling).memory_used_bytes, 0);
     for (unsigned i = 0; i < 7; i++) {
         name_of(i, name);
         snprintf(line, sizeof line, "lost: staging/%s (%s)", name,
@@ -107,7 +108,6 @@ static void what_was_in_memory_only_is_reported_lost_with_it_and_its_name_goes(v
                 fail_msg("no \"%s\" in: %s", line, log);
         }
     }
-    assert_int_equal(usage_of(spilling).memory_used_bytes, 0);
     assert_int_equal(block_records(store_of(spilling)), records);
 }
 
