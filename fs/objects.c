@@ -49,9 +49,7 @@ static int object_backing(struct fs *fs, uint64_t file)
     int id = backing_get(fs->backing, file, -1);
     if (id == -EBADF) {
         cleanup_fd int fd = store_open_file(fs->store, file);
-        if (fd < 0)
-            return fd;
-        id = backing_get(fs->backing, file, fd);
+        id = fd < 0 ? fd : backing_get(fs->backing, file, fd);
     }
     if (id < 0)
         mob_log_debug("no passthrough for data file %llx: %s", (unsigned long long)file,

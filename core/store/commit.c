@@ -131,6 +131,19 @@ static void describe(struct commit *commit, const struct data_file *data)
     object_describe(commit->store, &object, data->dir, data->fd, NULL);
 }
 
+/* Somebody may have taken its file out of the spill directory: then it would be an object that
+ * nobody can read. What is small goes inline and needs no file. */
+static errint_t check_is_there(const struct store *store, const struct staged *staged,
+                               struct mob_error *err)
+{
+    const struct data_file *data = staged_whole(staged);
+    struct stat info;
+    if (data->dir == DISK_NO_DIR || fstat(data->fd, &info) < 0 || info.st_nlink ||
+        (uint64_t)info.st_size <= store->inline_bytes)
+        return 0;
+    return mob_error_set(err, -EIO, "its file was removed from the spill directory");
+}
+
 static errint_t prepare(struct commit *commit, struct mob_error *err)
 {
     struct store *store = commit->store;
@@ -143,6 +156,8 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
         return mob_error_set(err, -errno, "fstat: %s", strerror(errno));
     staged_charge(store, staged, &info);
     errint_t error = staged->growing ? grow_assemble(store, staged, err) : 0;
+    if (!error)
+        error = check_is_there(store, staged, err);
     if (error)
         return error;
     error = xattr_without_own(staged->xattrs, staged->xattrs_bytes, &commit->xattrs,
@@ -388,7 +403,8 @@ static errint_t check_staged(struct store *store, struct staged *staged, struct 
         return 0;
     if (!meta_has_room(&store->meta, store->inline_bytes))
         return mob_error_set(err, -ENOSPC, "no room for the object in %s", store->state_dir);
-    return staged->refs_from_content ? take_content_refs(store, staged, err) : 0;
+    errint_t error = check_is_there(store, staged, err);
+    return !error && staged->refs_from_content ? take_content_refs(store, staged, err) : error;
 }
 
 errint_t staged_check(struct store *store, uint64_t number, struct mob_error *err)

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include "core/store/store_internal.h"
 
@@ -265,6 +266,44 @@ int disk_find_file(const struct disk *disk, uint64_t file, int flags, unsigned *
     return fd;
 }
 
+/* What is at the directory's path now, with an objects/ and the identity that the store knows it
+ * by. False: another directory, or it can't be made. */
+static bool open_again(const struct disk_dir *dir, struct disk_dir *fresh)
+{
+    struct mob_error err = {0};
+    if (open_dir(fresh, dir->path, dir->identity.owner, &err))
+        return false;
+    if (fresh->fd < 0 && (mob_make_directories(dir->path, geteuid() == 0 ? 0711 : 0700) ||
+                          (fresh->fd = open(dir->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0))
+        return false;
+    if (!*fresh->identity.directory) {
+        fresh->identity = dir->identity;
+        if (write_identity(fresh))
+            return false;
+    }
+    return !strcmp(fresh->identity.directory, dir->identity.directory) && !make_dir(fresh, &err);
+}
+
+/* The directory's objects/ is gone, and perhaps the directory, while it was in use. What was in it
+ * is lost; it takes new files again. The descriptors keep their numbers: others use them meanwhile.
+ */
+static bool make_again(struct disk_dir *dir)
+{
+    static pthread_mutex_t remaking = PTHREAD_MUTEX_INITIALIZER;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&remaking);
+    struct disk_dir fresh;
+    bool made = open_again(dir, &fresh) &&
+                dup3(fresh.objects_fd, dir->objects_fd, O_CLOEXEC) >= 0 &&
+                dup3(fresh.fd, dir->fd, O_CLOEXEC) >= 0;
+    if (made)
+        mob_log_error("store: %s/objects was removed, with the objects in it; it is made again",
+                      dir->path);
+    mob_cleanup_fd(&fresh.objects_fd);
+    mob_cleanup_fd(&fresh.fd);
+    free(fresh.path);
+    return made;
+}
+
 int disk_make_file(struct disk *disk, uint64_t file, uint64_t bytes, int flags, unsigned *dir)
 {
     int fd = -ENOSPC;
@@ -276,6 +315,8 @@ int disk_make_file(struct disk *disk, uint64_t file, uint64_t bytes, int flags, 
         if (room_of(&disk->dirs[at]) < bytes)
             continue;
         fd = disk_open_file(disk, at, file, flags | O_CREAT | O_EXCL);
+        if (fd == -ENOENT && make_again(&disk->dirs[at]))
+            fd = disk_open_file(disk, at, file, flags | O_CREAT | O_EXCL);
         if (fd == -EINVAL && flags & O_DIRECT)
             fd = disk_open_file(disk, at, file, (flags & ~O_DIRECT) | O_CREAT);
         *dir = at;
@@ -285,14 +326,24 @@ int disk_make_file(struct disk *disk, uint64_t file, uint64_t bytes, int flags, 
     return fd;
 }
 
+errint_t disk_unlink_file(const struct disk *disk, unsigned dir, uint64_t file)
+{
+    char name[DATA_NAME_BYTES];
+    if (dir >= disk->count)
+        return 0;
+    int result = unlinkat(disk->dirs[dir].objects_fd, data_name(file, name), 0);
+    return result < 0 && errno != ENOENT ? -errno : 0;
+}
+
 void disk_remove_file(struct disk *disk, unsigned dir, uint64_t file, uint64_t bytes)
 {
     char name[DATA_NAME_BYTES];
     if (dir >= disk->count)
         return;
-    if (unlinkat(disk->dirs[dir].objects_fd, data_name(file, name), 0) < 0 && errno != ENOENT)
-        mob_log_error("store: can't remove %s/objects/%s: %s", disk->dirs[dir].path, name,
-                      strerror(errno));
+    errint_t error = disk_unlink_file(disk, dir, file);
+    if (error)
+        mob_log_error("store: can't remove %s/objects/%s: %s", disk->dirs[dir].path,
+                      data_name(file, name), strerror(-error));
     disk_count(disk, -(int64_t)bytes);
 }
 

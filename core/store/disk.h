@@ -60,9 +60,13 @@ int disk_open_file(const struct disk *disk, unsigned dir, uint64_t file, int fla
 int disk_find_file(const struct disk *disk, uint64_t file, int flags, unsigned *dir);
 /* Makes an empty file that is to hold `bytes`, in the next directory with room for them. `flags`:
  * O_RDONLY, O_RDWR or O_WRONLY, and O_DIRECT, which is left out where the filesystem refuses it.
+ * Where somebody has removed DIR/objects, it is made again, which is logged.
  * -ENOSPC: none has room; -EEXIST; what the last one said if each refuses it. */
 int disk_make_file(struct disk *disk, uint64_t file, uint64_t bytes, int flags, unsigned *dir);
-/* Removes a file, which counted `bytes`. */
+/* Removes a file; one that is not there is removed already. -errno. Nothing is counted or logged.
+ */
+MOB_MUST_CHECK errint_t disk_unlink_file(const struct disk *disk, unsigned dir, uint64_t file);
+/* The same of a file which counted `bytes`. An error is logged, and the next start tries again. */
 void disk_remove_file(struct disk *disk, unsigned dir, uint64_t file, uint64_t bytes);
 /* Whether so much more is within the budget. */
 bool disk_fits(const struct disk *disk, uint64_t bytes);

@@ -38,8 +38,9 @@ struct round {
     struct victim victims[ROUND_OBJECTS];
     size_t count;
     uint64_t bytes;
-    uint64_t room; /* on disk, for those that have no copy there */
-    bool all;      /* not only what memory must give: everything that has no copy */
+    uint64_t room;  /* on disk, for those that have no copy there */
+    uint64_t rooms; /* spill->rooms when it began */
+    bool all;       /* not only what memory must give: everything that has no copy */
     struct spill_io **engine;
 };
 
@@ -94,6 +95,8 @@ void spill_room_came(struct store *store)
 {
     cleanup_lock pthread_mutex_t *lock = mob_lock(&store->spill.lock);
     store->spill.full_until_ns = 0;
+    store->spill.rooms++;
+    pthread_cond_signal(&store->spill.evictor_wake);
 }
 
 void spill_add(struct store *store, uint64_t number, uint32_t used)
@@ -368,7 +371,7 @@ static void put_back(struct store *store, const struct victim *victim)
     spill_add(store, victim->number, used);
 }
 
-static void note_failure(struct store *store, const struct victim *victim)
+static void note_failure(struct store *store, const struct victim *victim, uint64_t rooms)
 {
     struct spill *spill = &store->spill;
     char id[MOB_ID_STRING_BYTES];
@@ -383,7 +386,8 @@ static void note_failure(struct store *store, const struct victim *victim)
     if (!spill->full_until_ns)
         mob_log_warning("store: %s can't be spilled: %s", mob_id_format(&info.id, id),
                         strerror(-victim->error));
-    spill->full_until_ns = mob_monotonic_ns() + RETRY_NS;
+    if (spill->rooms == rooms) /* else there is room since, perhaps */
+        spill->full_until_ns = mob_monotonic_ns() + RETRY_NS;
 }
 
 /* True: something went. */
@@ -395,7 +399,7 @@ static bool finish(struct round *round)
         errint_t error = victim->error;
         settle(round, victim);
         if (error)
-            note_failure(round->store, victim);
+            note_failure(round->store, victim, round->rooms);
         any = any || !error;
         mob_cleanup_fd(&victim->copy.from);
         mob_cleanup_fd(&victim->copy.to);
@@ -417,9 +421,10 @@ static bool run_round(struct round *round)
 
 /* --- the thread --- */
 
-static bool disk_may_have_room(struct store *store)
+static bool disk_may_have_room(struct store *store, uint64_t *rooms)
 {
     cleanup_lock pthread_mutex_t *lock = mob_lock(&store->spill.lock);
+    *rooms = store->spill.rooms;
     return store->spill.full_until_ns <= mob_monotonic_ns();
 }
 
@@ -443,16 +448,21 @@ static void pick_some(struct round *round, uint64_t bytes)
     pick(round, 1, true);
 }
 
-/* Returns how long it has searched in vain at the end. */
+/* Returns how long it has searched in vain at the end. Before store_collect() who has an object
+ * open since the last server is not counted yet: what is open must not go, its next open would get
+ * another file than those that live on. */
 static uint64_t evict(struct store *store)
 {
+    if (!atomic_load(&store->collecting))
+        return 0;
     uint64_t high = spill_mark(store, SPILL_HIGH_WATERMARK),
              low = spill_mark(store, SPILL_LOW_WATERMARK);
     uint64_t used = spill_memory_used(store);
     if (used <= high)
         return 0;
-    while (used > low && !spill_is_stopping(store) && disk_may_have_room(store)) {
-        struct round round = {.store = store, .engine = &store->spill.evictor_io};
+    uint64_t rooms;
+    while (used > low && !spill_is_stopping(store) && disk_may_have_room(store, &rooms)) {
+        struct round round = {.store = store, .engine = &store->spill.evictor_io, .rooms = rooms};
         uint64_t bytes = used - low < ROUND_BYTES ? used - low : ROUND_BYTES;
         uint64_t begin_ns = mob_monotonic_ns();
         pick_some(&round, bytes);

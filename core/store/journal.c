@@ -350,6 +350,7 @@ void journal_take_back(struct journal *journal)
     if (ftruncate(journal->fd, (off_t)journal->end) < 0) {
         /* A replay would carry it out: only a snapshot says again what is. */
         journal->broken = true;
+        journal->breaks++;
         journal->covered = false;
         journal->wanted = true;
         pthread_cond_broadcast(&journal->changed);
@@ -400,6 +401,7 @@ static void sync_files(struct journal *journal)
         /* What the disk has, nobody can say: the kernel drops what it could not write. */
         mob_log_error("store: %s can't be synced: %s", journal->path, strerror(-error));
         journal->usage.errors++;
+        journal->breaks++;
         journal->covered = false;
         journal->last_error = error;
     } else if (target > journal->synced) {

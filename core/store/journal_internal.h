@@ -105,10 +105,11 @@ struct journal {
     uint64_t written, synced;
     bool syncing;
     unsigned dir_changes, dir_synced; /* names in the directory */
-    bool covered;                     /* the snapshot and the logs make up everything written */
-    bool wanted;                      /* a snapshot is */
-    uint64_t attempts;                /* to make one, that have ended */
-    errint_t last_error;              /* of the last attempt */
+    uint64_t breaks;     /* so often a log came to lack something, or to have too much */
+    bool covered;        /* the snapshot and the logs make up everything written */
+    bool wanted;         /* a snapshot is */
+    uint64_t attempts;   /* to make one, that have ended */
+    errint_t last_error; /* of the last attempt */
     uint64_t snapshot, snapshot_bytes, previous; /* sequence numbers; UINT64_MAX: none */
     uint64_t log_bytes;                          /* of this log */
     struct journal_usage usage;

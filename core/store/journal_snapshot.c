@@ -17,6 +17,7 @@ struct writer {
     struct journal_buffer buffer;
     int fd;
     uint64_t sequence, txn, end;
+    uint64_t breaks; /* of the journal, when it began */
 };
 
 static errint_t write_frame(struct writer *writer, enum journal_frame_kind kind)
@@ -130,6 +131,7 @@ static errint_t begin(struct journal *journal, struct writer *writer, MDB_txn **
         mob_cleanup_fd(&fd); /* an empty log does no harm */
         return error;
     }
+    writer->breaks = journal->breaks;
     writer->sequence = journal->written;
     writer->txn = mdb_txn_id(*txn);
     if (!empty) {
@@ -168,7 +170,10 @@ static errint_t note_base(struct journal_files *files, uint64_t base)
 static void complete(struct journal *journal, const struct writer *writer)
 {
     pthread_mutex_lock(&journal->lock);
-    journal->covered = true;
+    /* Unless the new log was broken meanwhile. Who asked for a snapshot since it began has it; a
+     * log that is too long will say so again. */
+    journal->covered = journal->breaks == writer->breaks;
+    journal->wanted = !journal->covered;
     if (writer->sequence > journal->synced)
         journal->synced = writer->sequence;
     if (journal->snapshot != writer->sequence)

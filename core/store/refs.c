@@ -382,10 +382,9 @@ static void remove_files(struct store *store, const struct object *object)
     data_remove(store, object->file);
     if (object->tier == TIER_MEMORY)
         atomic_fetch_sub(&store->memory_used, (int_fast64_t)object_memory(object));
-    if (object->flags & OBJECT_ON_DISK) {
-        disk_remove_file(&store->disk, object->disk, object->file, object_disk_bytes(object->size));
-        spill_room_came(store);
-    }
+    if (object->flags & OBJECT_ON_DISK)
+        disk_drop(store, &(struct data_file){object->file, -1, object->disk},
+                  object_disk_bytes(object->size));
 }
 
 /* Takes up to FLUSH_STEP dead objects off the disk. False: there are none, or it failed (they stay
@@ -406,6 +405,7 @@ static bool flush_some(struct store *store)
         free(list);
         list = next;
     }
+    disk_settle(store);
     return true;
 }
 

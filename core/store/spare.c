@@ -28,7 +28,7 @@ static int staged_flags(const struct store *store)
     return store->passthrough ? O_RDONLY : O_RDWR;
 }
 
-static errint_t make(struct store *store, bool on_disk, struct data_file *out)
+errint_t data_make(struct store *store, bool on_disk, struct data_file *out)
 {
     enum { LEAST_ROOM = 1 << 20 };
     unsigned dir = DISK_NO_DIR;
@@ -50,15 +50,20 @@ static struct spare_files *spares(struct store *store, bool on_disk)
     return on_disk ? &store->spare_on_disk : &store->spare;
 }
 
+bool spare_take(struct spare_files *spare, struct data_file *out)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&spare->lock);
+    if (!spare->count)
+        return false;
+    *out = spare->files[--spare->count];
+    return true;
+}
+
 errint_t data_take(struct store *store, bool on_disk, struct data_file *out)
 {
-    struct spare_files *spare = spares(store, on_disk);
-    pthread_mutex_lock(&spare->lock);
-    bool any = spare->count;
-    if (any)
-        *out = spare->files[--spare->count];
-    pthread_mutex_unlock(&spare->lock);
-    return any ? 0 : make(store, on_disk, out);
+    if (on_disk)
+        return disk_take(store, out);
+    return spare_take(&store->spare, out) ? 0 : data_make(store, false, out);
 }
 
 static bool lease(int fd, int kind)
@@ -79,7 +84,7 @@ bool data_is_alone(int fd)
     return lease(fd, F_WRLCK);
 }
 
-static bool spare_push(struct store *store, const struct data_file *file)
+bool spare_push(struct store *store, const struct data_file *file)
 {
     struct spare_files *spare = spares(store, file->dir != DISK_NO_DIR);
     cleanup_lock pthread_mutex_t *lock = mob_lock(&spare->lock);
@@ -89,7 +94,7 @@ static bool spare_push(struct store *store, const struct data_file *file)
     return true;
 }
 
-static errint_t empty(struct store *store, int fd)
+errint_t spare_empty(const struct store *store, int fd)
 {
     char path[40];
     if (!store->passthrough)
@@ -99,26 +104,20 @@ static errint_t empty(struct store *store, int fd)
     return truncate(path, 0) < 0 ? -errno : 0;
 }
 
-/* `unread`: nobody can have mapped the file to read it. Who has must not see the next put's bytes.
- */
-static void discard(struct store *store, const struct data_file *file)
+static void discard(struct store *store, struct data_file *file)
 {
-    if (file->dir == DISK_NO_DIR) {
-        data_remove(store, file->file);
-    } else {
-        if (store->hooks.file_gone)
-            store->hooks.file_gone(store->hooks.context, file->file);
-        disk_remove_file(&store->disk, file->dir, file->file, 0);
-    }
-    if (file->fd >= 0)
-        close(file->fd);
+    data_remove(store, file->file);
+    mob_cleanup_fd(&file->fd);
 }
 
+/* `unread`: nobody can have mapped the file to read it. Who has must not see the next put's bytes.
+ */
 void data_give_back(struct store *store, struct data_file *file, bool unread)
 {
-    bool reusable = file->fd >= 0 && (!store->passthrough || unread || data_is_alone(file->fd)) &&
-                    empty(store, file->fd) == 0;
-    if (!reusable || !spare_push(store, file))
+    bool reusable = file->fd >= 0 && (!store->passthrough || unread || data_is_alone(file->fd));
+    if (file->dir != DISK_NO_DIR)
+        disk_give_back(store, file, reusable);
+    else if (!reusable || spare_empty(store, file->fd) || !spare_push(store, file))
         discard(store, file);
     file->fd = -1;
 }
@@ -164,8 +163,13 @@ bool spare_adopt(struct store *store, uint64_t file)
 
 static void close_pool(struct store *store, struct spare_files *spare)
 {
-    for (unsigned i = 0; i < spare->count; i++)
-        discard(store, &spare->files[i]);
+    struct data_file file;
+    while (spare_take(spare, &file)) {
+        if (file.dir == DISK_NO_DIR)
+            discard(store, &file);
+        else
+            disk_give_back(store, &file, false);
+    }
     free(spare->files);
     spare->files = NULL;
     spare->count = spare->capacity = 0;

@@ -32,7 +32,9 @@ errint_t spill_open(struct store *store, struct mob_error *err)
     errint_t error = grow_open(store, err);
     if (error)
         return error;
-    error = evictor_start(store);
+    error = disk_hands_open(store);
+    if (!error)
+        error = evictor_start(store);
     if (!error)
         error = fetcher_start(store);
     return error ? mob_error_set(err, error, "spilling can't begin: %s", strerror(-error)) : 0;
@@ -144,6 +146,7 @@ void spill_close(struct store *store)
     struct spill *spill = &store->spill;
     stop_threads(spill);
     grow_close(store);
+    disk_hands_close(store);
     drop_fetches(spill);
     settler_close(store);
     while (spill->damages) {

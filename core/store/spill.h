@@ -97,6 +97,7 @@ struct spill {
     unsigned idle_looks;         /* the evictor's own */
     uint64_t
         full_until_ns; /* the disk had no room: not tried again before, unless something goes */
+    uint64_t rooms;    /* how often something went */
 
     /* The fetcher. */
     pthread_t fetcher;

@@ -196,12 +196,12 @@ void grow_end(struct store *store, struct staged *staged)
         free(staged->growing);
         staged->growing = NULL;
     }
+    if (staged->grown.file && staged->gone) {
+        disk_drop(store, &staged->grown, staged->grown_bytes);
+        staged->grown = (struct data_file){.fd = -1, .dir = DISK_NO_DIR};
+        disk_settle(store);
+    }
     mob_cleanup_fd(&staged->grown.fd);
-    if (!staged->grown.file || !staged->gone)
-        return;
-    disk_remove_file(&store->disk, staged->grown.dir, staged->grown.file, staged->grown_bytes);
-    staged->grown.file = 0;
-    spill_room_came(store);
 }
 
 errint_t grow_adopt(struct store *store, struct staged *staged, const struct staged_record *record,

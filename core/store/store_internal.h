@@ -9,7 +9,7 @@
  *   store->tree_lock  directories, staged files by name and number, their records, unresolved IDs
  *   table ID shard    then
  *   table shard       objects
- *   leaf locks        spare files, dead objects, the watcher, spilling
+ *   leaf locks        spare files, dead objects, the watcher, spilling, the disk's hands
  *
  * A thread with names_lock and `writer` may read the tree without tree_lock, since changing it
  * takes that and one of these. A staged file is made with names_lock and tree_lock alone: creates
@@ -27,6 +27,7 @@
 #include "core/base/log.h"
 #include "core/base/util.h"
 #include "core/store/disk.h"
+#include "core/store/disk_hand.h"
 #include "core/store/disk_header.h"
 #include "core/store/growing.h"
 #include "core/store/hash.h"
@@ -336,6 +337,8 @@ struct spare_files {
 
 /* A new or spare empty data file in memory or on disk, opened as staged files have it. -ENOSPC. */
 MOB_MUST_CHECK errint_t data_take(struct store *store, bool on_disk, struct data_file *out);
+/* The same, always a new one; one on disk in the calling thread. */
+MOB_MUST_CHECK errint_t data_make(struct store *store, bool on_disk, struct data_file *out);
 /* Gives one back that nothing uses: kept as a spare file if it can be, else removed. Takes `fd`. */
 void data_give_back(struct store *store, struct data_file *file, bool unread);
 /* Removes a data file from memory, telling the user first. */
@@ -344,6 +347,12 @@ void data_remove(struct store *store, uint64_t file);
 int data_open(struct store *store, uint64_t file, int flags);
 /* Opens one where it is. */
 int data_open_at(struct store *store, unsigned dir, uint64_t file, int flags);
+/* False: there is none. */
+bool spare_take(struct spare_files *spare, struct data_file *out);
+/* Keeps an empty one, with its `fd`. False: there are enough. */
+bool spare_push(struct store *store, const struct data_file *file);
+/* Empties one, given as staged files have it. */
+MOB_MUST_CHECK errint_t spare_empty(const struct store *store, int fd);
 errint_t spare_open(struct store *store);
 void spare_close(struct store *store);
 /* At recovery: keeps an empty leftover as a spare file. False: the caller removes it. */
@@ -546,7 +555,7 @@ struct store {
 
     int lock_fd, state_fd, memory_fd, data_fd;
     struct trust trust; /* in what a server before left */
-    bool registered; /* in the process's list of open stores */
+    bool registered;    /* in the process's list of open stores */
     dev_t state_dev;
     ino_t state_ino;
     struct store *next_open;
@@ -567,6 +576,7 @@ struct store {
     struct staged_records records;
 
     struct spare_files spare, spare_on_disk;
+    struct disk_hand disk_makes, disk_removes;
     struct watcher watcher;
     struct disk disk;
     const char *const *forget_spill_dirs; /* during store_open(): as its options have it */

@@ -223,7 +223,7 @@ static errint_t note_locked(struct store *store, struct staged *staged, const st
 static void remove_copy(struct store *store, const struct synced_copy *synced)
 {
     if (synced->own)
-        disk_remove_file(&store->disk, synced->dir, synced->file, synced->counted);
+        disk_drop(store, &(struct data_file){synced->file, -1, synced->dir}, synced->counted);
 }
 
 /* What it has become, or 0. */

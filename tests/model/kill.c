@@ -3,8 +3,10 @@
  *
  *   kill --dir MNT [--kills N] [--workers N] [--seed N] [--gap-min-ms N] [--gap-max-ms N]
  * [--no-jobs]
- *        [--both --up COMMAND] [--plain]
+ *        [--large MIB] [--both --up COMMAND] [--plain]
  *
+ * --large mixes in files of 1 to MIB MiB: on a small store objects are spilled, grow on disk and
+ * come back while the server is killed.
  * With --both, keeper and server are killed together and COMMAND (`mobula up ...` on the same
  * state) is run through the shell; operations that this cuts off may have happened or not, but
  * whole. --plain plays the load in an ordinary directory without kills, to try the test itself
@@ -45,6 +47,8 @@ static struct settings {
 
 static pid_t workers[WORKER_LIMIT];
 static double *restart_ms;
+/* By the servers that were killed: what they spilled, and brought back. */
+static uint64_t spilled_bytes, restored_bytes;
 static unsigned restart_count;
 
 static struct watched *own_watch(void)
@@ -106,6 +110,15 @@ static void ask_daemon(struct dice *dice)
     }
 }
 
+static void note_spilled(void)
+{
+    int64_t spilled = mount_number("memory", "spilled_bytes");
+    int64_t restored = mount_number("memory", "restored_bytes");
+
+    spilled_bytes += spilled > 0 ? (uint64_t)spilled : 0;
+    restored_bytes += restored > 0 ? (uint64_t)restored : 0;
+}
+
 static void kill_server(struct dice *dice)
 {
     int64_t pid;
@@ -113,6 +126,8 @@ static void kill_server(struct dice *dice)
     uint64_t began;
 
     watched_begin(own_watch(), "reading the server's pid");
+    if (kill_options.large_mib)
+        note_spilled();
     pid = mount_number("daemon", "pid");
     server = open_process(pid);
     if (server < 0)
@@ -181,7 +196,7 @@ static void play(void)
 /* --- leaks --- */
 
 struct level {
-    int64_t ready, pending, failed, names, staged;
+    int64_t ready, pending, failed, names, staged, disk_bytes;
     struct data_files files;
 };
 
@@ -194,6 +209,7 @@ static struct level level_now(void)
         .failed = mount_number("objects", "failed"),
         .names = mount_number("objects", "names"),
         .staged = mount_number("objects", "staged"),
+        .disk_bytes = mount_number("memory", "disk_used_bytes"),
     };
 
     if (level.ready < 0)
@@ -213,7 +229,7 @@ static uint64_t leaks_of(const struct level *now, const struct level *start)
 {
     return above(now->ready, start->ready) + above(now->pending, start->pending) +
            above(now->failed, start->failed) + above(now->names, start->names) +
-           above(now->staged, start->staged) +
+           above(now->staged, start->staged) + above(now->disk_bytes, start->disk_bytes) +
            above((int64_t)now->files.filled, (int64_t)start->files.filled) +
            above((int64_t)now->files.others, (int64_t)start->files.others) +
            above((int64_t)now->files.empty, (int64_t)start->files.empty + SPARE_FILES_LIMIT);
@@ -232,12 +248,13 @@ static uint64_t count_leaks(const struct level *start)
         fprintf(stderr,
                 "kill: leaked: objects %" PRId64 " pending %" PRId64 " failed %" PRId64
                 " names %" PRId64 " staged %" PRId64 "; files with data %" PRIu64 ", empty %" PRIu64
-                ", of jobs %" PRIu64 "; at the start %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64
-                " %" PRId64 "; %" PRIu64 " %" PRIu64 " %" PRIu64 "\n",
+                ", of jobs %" PRIu64 ", bytes on disk %" PRId64 "; at the start %" PRId64
+                " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 "; %" PRIu64 " %" PRIu64 " %" PRIu64
+                ", %" PRId64 "\n",
                 now.ready, now.pending, now.failed, now.names, now.staged, now.files.filled,
-                now.files.empty, now.files.others, start->ready, start->pending, start->failed,
-                start->names, start->staged, start->files.filled, start->files.empty,
-                start->files.others);
+                now.files.empty, now.files.others, now.disk_bytes, start->ready, start->pending,
+                start->failed, start->names, start->staged, start->files.filled, start->files.empty,
+                start->files.others, start->disk_bytes);
     return leaks_of(&now, start);
 }
 
@@ -291,7 +308,7 @@ static unsigned wait_workers(void)
 static void usage(void)
 {
     fprintf(stderr, "usage: kill --dir MNT [--kills N] [--workers N] [--seed N] [--gap-min-ms N] "
-                    "[--gap-max-ms N] [--no-jobs] [--both --up COMMAND] [--plain]\n");
+                    "[--gap-max-ms N] [--no-jobs] [--large MIB] [--both --up COMMAND] [--plain]\n");
     exit(64);
 }
 
@@ -305,6 +322,7 @@ static void parse(int argc, char **argv)
         {"gap-min-ms", required_argument, NULL, 'm'},
         {"gap-max-ms", required_argument, NULL, 'M'},
         {"no-jobs", no_argument, NULL, 'j'},
+        {"large", required_argument, NULL, 'l'},
         {"both", no_argument, NULL, 'b'},
         {"up", required_argument, NULL, 'u'},
         {"plain", no_argument, NULL, 'p'},
@@ -334,6 +352,11 @@ static void parse(int argc, char **argv)
             break;
         case 'j':
             kill_options.jobs = false;
+            break;
+        case 'l':
+            kill_options.large_mib = (unsigned)atoi(optarg);
+            if (kill_options.large_mib < 2 || kill_options.large_mib > 4096)
+                usage();
             break;
         case 'b':
             kill_options.both = true;
@@ -366,6 +389,11 @@ static void report(uint64_t leaked, unsigned bad, double seconds)
             " cut off\n",
             settings.seed, settings.workers, kill_shared->operations, seconds,
             kill_shared->interrupted);
+    if (kill_options.large_mib)
+        fprintf(stderr,
+                "kill: at least %" PRIu64 " MiB spilled, %" PRIu64 " MiB brought back; %" PRIu64
+                " writes refused\n",
+                spilled_bytes >> 20, restored_bytes >> 20, kill_shared->refused);
 }
 
 int main(int argc, char **argv)

@@ -18,7 +18,7 @@ enum {
 /* What all processes see. */
 struct kill_shared {
     struct watched watched[WORKER_LIMIT + 1]; /* the last is the killer's */
-    _Atomic uint64_t operations, errors, lost, interrupted;
+    _Atomic uint64_t operations, errors, lost, interrupted, refused;
     _Atomic bool stop;
     /* --both: the workers pause while there is no mount. `down` is set before the kill. */
     _Atomic bool down;
@@ -32,6 +32,7 @@ struct kill_options {
     bool plain; /* `dir` is an ordinary directory: tries the test itself */
     bool jobs;
     bool both;
+    unsigned large_mib; /* of the largest files; 0: no more than memory always holds */
 };
 extern struct kill_options kill_options;
 
@@ -79,6 +80,8 @@ int worker_run(struct worker *worker);
 /* --- one operation each (kill_operations.c) --- */
 void work_put(struct worker *worker);
 void work_copy_large(struct worker *worker);
+void work_put_large(struct worker *worker);
+void work_get_again(struct worker *worker);
 void work_get(struct worker *worker);
 void work_rename(struct worker *worker);
 void work_replace(struct worker *worker);

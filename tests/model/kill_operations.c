@@ -19,7 +19,7 @@
 #include "core/base/id.h"
 #include "core/base/util.h"
 
-enum { CHUNK_BYTES = 128 * 1024, LARGE_BYTES = 8 << 20 };
+enum { CHUNK_BYTES = 128 * 1024, LARGE_BYTES = 8 << 20, BUFFER_BYTES = 1 << 20 };
 
 const char *fact_path(struct worker *worker, const char *name)
 {
@@ -153,10 +153,26 @@ static bool read_id(struct worker *worker, const char *path, struct fact *fact)
     return true;
 }
 
+/* A write failed: what is there is no object of ours. A file that outgrows memory while there is no
+ * server to make room gets ENOSPC. */
+static void give_up_put(struct worker *worker, int fd, const char *path, int error)
+{
+    if (error == ENOSPC && kill_options.large_mib)
+        kill_shared->refused++;
+    else
+        work_error(worker, "write", path, error);
+    if (worker->open_fd == fd)
+        worker->open_fd = -1;
+    close(fd);
+    if (unlink(path) < 0)
+        work_error(worker, "unlink of what was not written", path, errno);
+    worker->doubt = DOUBT_NONE;
+}
+
 /* Writes a new file under its name and commits it. */
 static bool put(struct worker *worker, struct fact *fact, size_t chunk)
 {
-    static unsigned char buffer[LARGE_BYTES];
+    static unsigned char buffer[BUFFER_BYTES];
     char path[PATH_MAX];
     int fd;
 
@@ -166,14 +182,19 @@ static bool put(struct worker *worker, struct fact *fact, size_t chunk)
     fd = work_open(worker, path, O_WRONLY | O_CREAT | O_EXCL);
     if (fd < 0)
         return false;
-    content_fill(fact->seed, 0, buffer, fact->size);
     for (uint64_t done = 0; done < fact->size;) {
         size_t count = fact->size - done < chunk ? (size_t)(fact->size - done) : chunk;
-        ssize_t wrote = write(fd, buffer + done, count);
+        ssize_t wrote;
 
+        content_fill(fact->seed, done, buffer, count);
+        wrote = write(fd, buffer, count);
+        if (wrote < 0 && errno == EINTR) { /* the kernel was giving it to a server that died */
+            kill_shared->interrupted++;
+            continue;
+        }
         if (wrote < 0) {
-            work_error(worker, "write", path, errno);
-            break;
+            give_up_put(worker, fd, path, errno);
+            return false;
         }
         done += (uint64_t)wrote;
     }
@@ -228,14 +249,54 @@ void work_copy_large(struct worker *worker)
         }
 }
 
-/* --- reads --- */
-
 static struct fact *any_fact(struct worker *worker)
 {
     if (worker->fact_count == 0)
         return NULL;
     return &worker->facts[dice_below(&worker->dice, worker->fact_count)];
 }
+
+/* Removes the worker's oldest large objects until they are at most so many bytes. */
+static void thin_out(struct worker *worker, uint64_t limit)
+{
+    uint64_t kept = 0;
+
+    for (unsigned i = worker->fact_count; i-- > 0;) {
+        struct fact swap = worker->facts[i];
+
+        kept += swap.size;
+        if (swap.size <= LARGE_BYTES || kept <= limit)
+            continue;
+        worker->facts[i] = worker->facts[0];
+        worker->facts[0] = swap;
+        work_unlink(worker);
+    }
+}
+
+/* --large: a file that is too much for memory, with what is there. Most are of some MiB. */
+void work_put_large(struct worker *worker)
+{
+    uint64_t most = (uint64_t)kill_options.large_mib << 20;
+
+    if (!most)
+        return;
+    if (most > UINT64_C(64) << 20 && dice_percent(&worker->dice, 50))
+        most = UINT64_C(64) << 20;
+    thin_out(worker, (uint64_t)kill_options.large_mib << 21);
+    put_kept(worker, (1 << 20) + dice_below(&worker->dice, most - (1 << 20)),
+             dice_percent(&worker->dice, 50) ? CHUNK_BYTES : BUFFER_BYTES);
+}
+
+/* --large: the same object again and again, so that it comes back to memory. */
+void work_get_again(struct worker *worker)
+{
+    struct fact *fact = any_fact(worker);
+
+    for (unsigned i = 0; fact && kill_options.large_mib && i < 3; i++)
+        fact_verify(worker, fact);
+}
+
+/* --- reads --- */
 
 void work_get(struct worker *worker)
 {

@@ -18,6 +18,8 @@ static const struct work {
 } works[] = {
     {"put", work_put, 30},
     {"copy of 8 MiB", work_copy_large, 4},
+    {"large put", work_put_large, 6},
+    {"large get, again and again", work_get_again, 4},
     {"get", work_get, 25},
     {"rename", work_rename, 12},
     {"replace", work_replace, 6},

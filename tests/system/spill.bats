@@ -67,6 +67,19 @@ same_as_large() { equals "$(sha256sum <"$1")" "$(cat "$ROOM/large.sum")"; }
     wait_until '(($(node memory disk_used_bytes) == 0))'
 }
 
+@test "what was used least recently goes to disk when memory is short, and reads the same" {
+    local i
+    for i in 1 2; do cat "$ROOM/large"; done >"$MNT/staging/first"
+    [[ $(attribute tier "$(realpath "$MNT/staging/first")") == memory ]] || skip "it began on disk"
+    { cat "$ROOM/large" "$ROOM/large"; head -c 60M "$ROOM/large"; } >"$MNT/staging/second"
+    wait_until '[[ $(attribute tier "$(realpath "$MNT/staging/first")") == disk ]]'
+    (($(used_bytes) < 820 << 20))
+    equals "$(sha256sum <"$MNT/staging/first")" "$(cat "$ROOM/large" "$ROOM/large" | sha256sum)"
+    equals "$(sha256sum <"$MNT/staging/second")" \
+        "$({ cat "$ROOM/large" "$ROOM/large"; head -c 60M "$ROOM/large"; } | sha256sum)"
+    rm "$MNT/staging/first" "$MNT/staging/second"
+}
+
 @test "one file that begins in memory and outgrows it moves to disk while it is written" {
     [[ $MOBULA_TEST_SLOW -eq 1 ]] || skip "a sanitizer's server is slower than the writer"
     local i
@@ -136,7 +149,7 @@ same_as_large() { equals "$(sha256sum <"$1")" "$(cat "$ROOM/large.sum")"; }
 
 @test "when the disk is full, too, the writer gets ENOSPC, all else is readable, and rm makes room" {
     is_root || skip "needs a filesystem of its own"
-    local mnt=$ROOM/full disk=$ROOM/full-disk i round put
+    local mnt=$ROOM/full disk=$ROOM/full-disk i round put first
     mkdir "$mnt" "$disk"
     mount -t tmpfs -o size=120M none "$disk"
     memory=64M up "$mnt" "$ROOM/full-state" --spill "$disk"
@@ -149,6 +162,7 @@ same_as_large() { equals "$(sha256sum <"$1")" "$(cat "$ROOM/large.sum")"; }
             put=$((put + 1))
         done
         ((put > 10 && put < 40))
+        ((put >= ${first:=$put} - 4)) # no less than before: what was removed is off the disk
         matches "$(cat "$BATS_TEST_TMPDIR/error")" "No space left on device"
         for ((i = 0; i < put; i++)); do
             equals "$(sha256sum <"$mnt/staging/full-$i")" \
@@ -156,6 +170,7 @@ same_as_large() { equals "$(sha256sum <"$1")" "$(cat "$ROOM/large.sum")"; }
         done
         rm "$mnt"/staging/full-*
         wait_until '(($(sed -n "s/^disk_used_bytes //p" '"$mnt"'/nodes/*/memory) == 0))'
+        equals "$(find "$disk/objects" -type f -size +0 | wc -l)" 0 "files left on disk"
     done
     within 30 mobula down "$mnt"
     umount "$disk"

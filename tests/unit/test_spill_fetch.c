@@ -159,6 +159,7 @@ static void a_small_file_begun_on_disk_goes_inline_and_its_file_serves_again(voi
     assert_int_equal(object.tier, TIER_INLINE);
     check_bytes(store, &id, 5, 4096);
     assert_int_equal(usage_of(spilling).disk_used_bytes, 0);
+    disk_settle(store); /* it is emptied by another thread */
     struct staged_info second = create_to_read(store, "b");
     assert_int_equal(second.file, first.file);
     assert_int_equal(second.size, 0);

@@ -171,7 +171,8 @@ static void a_second_sync_replaces_the_first_copy(void **state)
     assert_int_equal(staged_sync(store, number, NULL), 0);
     assert_int_equal(staged_write(store, number, content, LARGE, 0), LARGE);
     assert_int_equal(staged_sync(store, number, NULL), 0);
-    assert_int_equal(files_on_disk(spilling->disk_dirs[0]), 1);
+    disk_settle(store);
+    WAIT_UNTIL(files_on_disk(spilling->disk_dirs[0]) == 1);
     struct spilling *after = crash(spilling);
     assert_content(store_of(after), "file", LARGE, 9);
     end_crash(after);
@@ -187,9 +188,11 @@ static void a_file_that_did_not_change_since_is_not_copied_again(void **state)
     assert_int_equal(staged_sync(store, number, NULL), 0);
     uint64_t object = close_and_commit(store, number, &id);
     WAIT_UNTIL(!has_note(store, number));
+    WAIT_UNTIL(files_on_disk(spilling->disk_dirs[0]) == 1);
+    pthread_mutex_lock(&store->spill.sync_lock); /* what settles is done with it */
+    pthread_mutex_unlock(&store->spill.sync_lock);
     store_usage(store, &usage);
     assert_int_equal(usage.spilled_bytes, 0);
-    assert_int_equal(files_on_disk(spilling->disk_dirs[0]), 1);
     assert_true(usage.disk_used_bytes >= LARGE && usage.disk_used_bytes < LARGE + 2 * 4096);
     struct spilling *after = crash(spilling);
     struct object_info info;
@@ -210,7 +213,7 @@ static void a_file_that_changed_since_gets_a_copy_of_its_own(void **state)
     assert_int_equal(staged_write(store, number, content, LARGE, 0), LARGE);
     close_and_commit(store, number, &id);
     WAIT_UNTIL(!has_note(store, number));
-    assert_int_equal(files_on_disk(spilling->disk_dirs[0]), 1);
+    WAIT_UNTIL(files_on_disk(spilling->disk_dirs[0]) == 1);
     struct spilling *after = crash(spilling);
     assert_true(fixture_exists(store_of(after), &id));
     assert_content(store_of(after), "file", LARGE, 7);
@@ -252,7 +255,7 @@ static void a_restart_settles_what_was_not(void **state)
     pthread_mutex_unlock(&store->spill.sync_lock);
     spilling_reopen(spilling);
     WAIT_UNTIL(!has_note(store_of(spilling), number));
-    assert_int_equal(files_on_disk(spilling->disk_dirs[0]), 1);
+    WAIT_UNTIL(files_on_disk(spilling->disk_dirs[0]) == 1);
     assert_content(store_of(spilling), "file", LARGE, 1);
 }
 
@@ -266,6 +269,7 @@ static void a_discarded_file_takes_its_copy_with_it(void **state)
     assert_int_equal(names_unlink(store, NAMES_STAGING, "file", NULL, NULL), 0);
     assert_int_equal(staged_closed(store, number), 0);
     assert_false(has_note(store, number));
+    disk_settle(store);
     store_usage(store, &usage);
     assert_int_equal(usage.disk_used_bytes, 0);
     assert_int_equal(files_on_disk(spilling->disk_dirs[0]), 0);
