@@ -18,6 +18,8 @@ enum {
     REMOVE_RESERVE_BYTES = 64 << 10,
     BUFFER_KEPT_BYTES = 16 << 20,
 };
+/* Is there while `covered` isn't, after a failure: a server that is killed then leaves it. */
+#define FAILED_NAME "failed"
 
 /* --- frames --- */
 
@@ -55,7 +57,8 @@ errint_t journal_buffer_add(struct journal_buffer *buffer, enum journal_operatio
                                           .table = (uint8_t)table,
                                           .key_bytes = (uint16_t)key_bytes,
                                           .value_bytes = (uint32_t)value_bytes};
-    if (value_bytes > JOURNAL_FRAME_LIMIT - sizeof operation - key_bytes)
+    if (value_bytes > JOURNAL_FRAME_LIMIT ||
+        buffer->used + sizeof operation + key_bytes + value_bytes > JOURNAL_FRAME_LIMIT)
         return -EFBIG;
     errint_t error = reserve(buffer, sizeof operation + key_bytes + value_bytes);
     if (error)
@@ -78,7 +81,8 @@ errint_t journal_buffer_write(struct journal_buffer *buffer, int fd, uint64_t of
     errint_t error = reserve(buffer, (size_t)all - buffer->used);
     if (error)
         return error;
-    XXH128_hash_t sum = XXH3_128bits(buffer->bytes + sizeof frame, bytes);
+    memset(buffer->bytes + buffer->used, 0, (size_t)all - buffer->used);
+    XXH128_hash_t sum = XXH3_128bits(buffer->bytes + sizeof frame, journal_padded(bytes));
     frame.magic = JOURNAL_FRAME_MAGIC;
     frame.bytes = bytes;
     frame.sum[0] = sum.low64;
@@ -86,7 +90,6 @@ errint_t journal_buffer_write(struct journal_buffer *buffer, int fd, uint64_t of
     frame.header_sum =
         XXH3_64bits_withSeed(&frame, offsetof(struct journal_frame, header_sum), base);
     memcpy(buffer->bytes, &frame, sizeof frame);
-    memset(buffer->bytes + buffer->used, 0, (size_t)all - buffer->used);
     memcpy(buffer->bytes + all - sizeof all, &all, sizeof all);
     *length = all;
     return mob_pwrite_full(fd, buffer->bytes, (size_t)all, (off_t)offset);
@@ -100,8 +103,11 @@ char *journal_name(uint64_t base, const char *suffix, char out[JOURNAL_NAME_BYTE
     return out;
 }
 
-static errint_t add_base(struct journal_files *files, uint64_t base)
+errint_t journal_note_base(struct journal_files *files, uint64_t base)
 {
+    for (size_t i = 0; i < files->count; i++)
+        if (files->bases[i] == base)
+            return 0;
     uint64_t *bases = realloc(files->bases, (files->count + 1) * sizeof *bases);
     if (!bases)
         return -ENOMEM;
@@ -117,10 +123,13 @@ static errint_t note_name(struct journal *journal, const char *name)
 {
     char expected[JOURNAL_NAME_BYTES];
     uint64_t base = strtoull(name, NULL, 16);
+    journal->failed |= !strcmp(name, FAILED_NAME);
+    if (base > JOURNAL_SEQUENCE_LIMIT / 2)
+        return 0;
     if (!strcmp(name, journal_name(base, "log", expected)))
-        return add_base(&journal->logs, base);
+        return journal_note_base(&journal->logs, base);
     if (!strcmp(name, journal_name(base, "snapshot", expected)))
-        return add_base(&journal->snapshots, base);
+        return journal_note_base(&journal->snapshots, base);
     if (!strcmp(name, journal_name(base, "new", expected)))
         unlinkat(journal->dir_fd, name, 0); /* a snapshot that was not finished */
     return 0;
@@ -137,10 +146,28 @@ static errint_t list_files(struct journal *journal)
     }
     errint_t error = 0;
     const struct dirent *entry;
-    while (!error && (entry = readdir(dir)))
+    errno = 0;
+    while (!error && (entry = readdir(dir))) {
         error = note_name(journal, entry->d_name);
+        errno = 0;
+    }
+    if (!error)
+        error = -errno;
     closedir(dir);
     return error;
+}
+
+/* What is synced in it must be found again. */
+static errint_t make_directory(struct journal *journal)
+{
+    bool made = mkdir(journal->path, 0700) == 0;
+    if (!made && errno != EEXIST)
+        return -errno;
+    journal->dir_fd = open(journal->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (journal->dir_fd < 0 || !made)
+        return journal->dir_fd < 0 ? -errno : 0;
+    cleanup_fd int parent = openat(journal->dir_fd, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return parent < 0 || fsync(parent) < 0 ? -errno : 0;
 }
 
 errint_t journal_open(const struct journal_options *options, struct journal **out,
@@ -160,12 +187,10 @@ errint_t journal_open(const struct journal_options *options, struct journal **ou
     errint_t error = asprintf(&journal->path, "%s/journal", options->state_dir) < 0 ? -ENOMEM : 0;
     if (error)
         journal->path = NULL;
-    if (!error && mkdir(journal->path, 0700) < 0 && errno != EEXIST)
-        error = -errno;
-    if (!error) {
-        journal->dir_fd = open(journal->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-        error = journal->dir_fd < 0 ? -errno : list_files(journal);
-    }
+    if (!error)
+        error = make_directory(journal);
+    if (!error)
+        error = list_files(journal);
     if (error) {
         mob_error_set(err, error, "%s/journal: %s", options->state_dir, strerror(-error));
         journal_close(journal);
@@ -216,17 +241,37 @@ errint_t journal_write_header(struct journal *journal, int fd, uint64_t base)
     return mob_pwrite_full(fd, &header, sizeof header, 0);
 }
 
+/* Before the log is used: on a full disk, what only removes must find room in it. */
+static errint_t allocate_first(int fd)
+{
+    static const off_t rooms[] = {ADD_RESERVE_BYTES, REMOVE_RESERVE_BYTES};
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(rooms); i++)
+        if (fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, rooms[i]) == 0 || errno == EOPNOTSUPP)
+            return 0;
+    return errno == EDQUOT ? -ENOSPC : -errno;
+}
+
+/* Under its name only with a header: one that is cut short must not pass for the log that frames
+ * go to, nor take the place of the one in use. */
 errint_t journal_make_log(struct journal *journal, uint64_t base, int *fd)
 {
-    char name[JOURNAL_NAME_BYTES];
+    char new_name[JOURNAL_NAME_BYTES], name[JOURNAL_NAME_BYTES];
+    errint_t error = journal_note_base(&journal->logs, base);
+    if (error)
+        return error;
+    journal_name(base, "new", new_name);
     journal_name(base, "log", name);
-    cleanup_fd int made =
-        openat(journal->dir_fd, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    cleanup_fd int made = openat(journal->dir_fd, new_name,
+                                 O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (made < 0)
         return -errno;
-    errint_t error = journal_write_header(journal, made, base);
+    error = allocate_first(made);
+    if (!error)
+        error = journal_write_header(journal, made, base);
+    if (!error && renameat(journal->dir_fd, new_name, journal->dir_fd, name) < 0)
+        error = -errno;
     if (error) {
-        unlinkat(journal->dir_fd, name, 0);
+        unlinkat(journal->dir_fd, new_name, 0);
         return error;
     }
     *fd = steal_fd(&made);
@@ -305,6 +350,16 @@ errint_t journal_put_later(struct journal *journal, unsigned table, const void *
     return 0;
 }
 
+/* Removes what is behind `end`, and with it what was allocated there. False: nothing more can be
+ * written to this log. */
+static bool cut(struct journal *journal)
+{
+    if (journal->allocated != UINT64_MAX)
+        journal->allocated = 0;
+    journal->broken = ftruncate(journal->fd, (off_t)journal->end) < 0;
+    return !journal->broken;
+}
+
 errint_t journal_append(struct journal *journal, uint64_t txn)
 {
     uint64_t length;
@@ -313,16 +368,24 @@ errint_t journal_append(struct journal *journal, uint64_t txn)
         journal->last_length = 0;
         return 0;
     }
-    struct journal_frame frame = {
-        .kind = FRAME_CHANGES, .sequence = journal->next_sequence, .txn = txn};
+    pthread_mutex_lock(&journal->lock);
+    struct journal_frame frame = {.kind = FRAME_CHANGES,
+                                  .sequence = journal->next_sequence,
+                                  .txn = txn,
+                                  .previous = journal->written,
+                                  .durable = journal->synced};
+    pthread_mutex_unlock(&journal->lock);
     errint_t error = journal_buffer_write(&journal->buffer, journal->fd, journal->end,
                                           journal->base, frame, &length);
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&journal->lock);
     if (error) {
-        if (ftruncate(journal->fd, (off_t)journal->end) < 0)
-            journal->broken = true;
+        journal->last_length = 0;
+        if (!cut(journal)) {
+            journal->wanted = true;
+            pthread_cond_broadcast(&journal->changed);
+        }
         return error;
     }
-    cleanup_lock pthread_mutex_t *lock = mob_lock(&journal->lock);
     journal->end += length;
     journal->log_bytes = journal->end;
     journal->last_length = length;
@@ -345,16 +408,20 @@ void journal_take_back(struct journal *journal)
         return;
     cleanup_lock pthread_mutex_t *lock = mob_lock(&journal->lock);
     journal->end -= journal->last_length;
+    journal->log_bytes = journal->end;
     journal->last_length = 0;
     journal->written = journal->last_before;
-    if (ftruncate(journal->fd, (off_t)journal->end) < 0) {
+    /* No frame may claim that what comes in its place was durable. */
+    if (journal->synced > journal->written)
+        journal->synced = journal->written;
+    if (journal->target > journal->written)
+        journal->target = journal->written;
+    if (!cut(journal)) {
         /* A replay would carry it out: only a snapshot says again what is. */
-        journal->broken = true;
-        journal->breaks++;
-        journal->covered = false;
+        journal_note_failure(journal, -EIO);
         journal->wanted = true;
-        pthread_cond_broadcast(&journal->changed);
     }
+    pthread_cond_broadcast(&journal->changed);
 }
 
 /* --- durability --- */
@@ -365,15 +432,36 @@ uint64_t journal_written(struct journal *journal)
     return journal->written;
 }
 
+/* The mark is for the next server, if this one is killed: the kernel reports a failure once, and
+ * then calls the pages that it has dropped clean. */
+void journal_note_failure(struct journal *journal, errint_t error)
+{
+    journal->usage.errors++;
+    journal->covered = false;
+    journal->failures++;
+    journal->last_error = error;
+    int fd =
+        openat(journal->dir_fd, FAILED_NAME, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    journal->failed = true;
+    mob_cleanup_fd(&fd);
+}
+
+void journal_forget_failure(struct journal *journal)
+{
+    if (journal->failed && unlinkat(journal->dir_fd, FAILED_NAME, 0) < 0 && errno != ENOENT)
+        mob_log_error("store: %s/%s: %s", journal->path, FAILED_NAME, strerror(errno));
+    journal->failed = false;
+}
+
 /* Waits for an attempt to make a snapshot that begins after this call. Locked. */
 static errint_t wait_for_snapshot(struct journal *journal)
 {
-    uint64_t before = journal->attempts;
+    uint64_t until = journal->attempts + 1 + journal->attempting;
     if (!journal->runs || atomic_load(&journal->stop))
         return -EIO;
-    journal->wanted = true;
+    journal->wanted = journal->urgent = true;
     pthread_cond_broadcast(&journal->changed);
-    while (journal->attempts == before && !journal->covered && !atomic_load(&journal->stop))
+    while (journal->attempts < until && !journal->covered && !atomic_load(&journal->stop))
         pthread_cond_wait(&journal->changed, &journal->lock);
     return journal->covered ? 0 : journal->last_error ? journal->last_error : -EIO;
 }
@@ -381,10 +469,10 @@ static errint_t wait_for_snapshot(struct journal *journal)
 /* Locked; unlocks meanwhile. */
 static void sync_files(struct journal *journal)
 {
-    uint64_t target = journal->written;
     unsigned changes = journal->dir_changes;
     bool dir_too = changes != journal->dir_synced;
     int fd = journal->fd, old_fd = journal->old_fd;
+    journal->target = journal->written;
     journal->syncing = true;
     pthread_mutex_unlock(&journal->lock);
     errint_t error = old_fd >= 0 && fdatasync(old_fd) < 0 ? -errno : 0;
@@ -400,12 +488,9 @@ static void sync_files(struct journal *journal)
     if (error) {
         /* What the disk has, nobody can say: the kernel drops what it could not write. */
         mob_log_error("store: %s can't be synced: %s", journal->path, strerror(-error));
-        journal->usage.errors++;
-        journal->breaks++;
-        journal->covered = false;
-        journal->last_error = error;
-    } else if (target > journal->synced) {
-        journal->synced = target;
+        journal_note_failure(journal, error);
+    } else if (journal->target > journal->synced) {
+        journal->synced = journal->target;
     }
     pthread_cond_broadcast(&journal->changed);
 }
@@ -413,7 +498,9 @@ static void sync_files(struct journal *journal)
 errint_t journal_sync(struct journal *journal, uint64_t sequence)
 {
     cleanup_lock pthread_mutex_t *lock = mob_lock(&journal->lock);
-    while (!journal->covered || journal->synced < sequence) {
+    /* What was taken back since is not waited for. */
+    while (!journal->covered ||
+           (journal->synced < sequence && journal->synced < journal->written)) {
         if (journal->syncing) {
             pthread_cond_wait(&journal->changed, &journal->lock);
         } else if (!journal->covered) {

@@ -57,15 +57,16 @@ bool journal_has_snapshot(const struct journal *journal);
 bool journal_has_logs(const struct journal *journal);
 
 /* Takes the journal up where LMDB's transaction `last_txn` left it: what was logged after that was
- * not carried out, and is cut off. A journal that doesn't belong to it, or none, begins anew, and
- * nothing is durable before the first snapshot is. -EINVAL with a sentence: of another version or
- * owner. */
+ * not carried out, and is cut off. A journal that doesn't belong to it, or has a gap, or none,
+ * begins anew, and nothing is durable before the first snapshot is. -EINVAL with a sentence: of
+ * another version or owner. */
 MOB_MUST_CHECK errint_t journal_resume(struct journal *journal, uint64_t last_txn,
                                        struct mob_error *err);
 
 /* Makes the tables of an empty `meta` from the newest good snapshot and the logs, and begins anew
- * after them. A torn end is cut off; other damage is logged, and what can be read behind it
- * is taken. *damaged: there was some. -EINVAL: of another version or owner; -EIO: no snapshot can
+ * after them. What was not durable ends where the first of it is missing. Where something is
+ * missing that was durable, it is logged, and what can be read behind it is taken. *damaged: there
+ * was some. -EINVAL: of another version or owner; -EIO: no snapshot can
  * be read; -ENOSPC, -ENOMEM. */
 MOB_MUST_CHECK errint_t journal_replay(struct journal *journal, struct meta *meta, bool *damaged,
                                        struct mob_error *err);
@@ -96,7 +97,8 @@ void journal_take_back(struct journal *journal);
 
 /* --- durability --- */
 
-/* The sequence number of the last transaction: what journal_sync() is given. */
+/* The sequence number of the last transaction: what journal_sync() is given. They ascend, but not
+ * every number is used. */
 uint64_t journal_written(struct journal *journal);
 /* Returns when everything up to `sequence` survives a power cut. Blocks for the disk. After a
  * failed fdatasync(2) nothing is durable until a new snapshot was written: this waits for it.
@@ -104,7 +106,7 @@ uint64_t journal_written(struct journal *journal);
 MOB_MUST_CHECK errint_t journal_sync(struct journal *journal, uint64_t sequence);
 
 struct journal_usage {
-    uint64_t bytes; /* of all files */
+    uint64_t bytes; /* of the log and the newest snapshot */
     uint64_t syncs, snapshots, errors;
     bool durable; /* false: there is no snapshot yet, or the disk has failed */
 };

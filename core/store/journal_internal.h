@@ -24,13 +24,23 @@ struct journal_file_header {
 
 enum journal_frame_kind { FRAME_CHANGES = 1, FRAME_SNAPSHOT = 2, FRAME_SNAPSHOT_END = 3 };
 
+/* More is not a sequence number, whatever its checksum says; half of it is the limit for files. */
+#define JOURNAL_SEQUENCE_LIMIT (UINT64_C(1) << 62)
+
 /* A frame is this header, the operations, zeros up to a multiple of 8, and the length of all that
- * (8 bytes), by which the last frame of a file is found. */
+ * (8 bytes), by which the last frame of a file is found.
+ *
+ * Frames are a chain: each names the one before it. Where a link is missing, `durable` of those
+ * behind it tells why. If what is missing was durable, it is damage: the rest is still taken. If
+ * not, the disk had not written everything when the power failed, in whatever order it chose; the
+ * rest was not durable either, and must not be taken without what precedes it. */
 struct journal_frame {
     uint32_t magic, kind;
     uint64_t sequence, txn; /* txn: LMDB's number of the transaction */
+    uint64_t previous;      /* sequence number of the frame before; in a snapshot: frames before */
+    uint64_t durable;       /* up to this, all was durable when the frame was made */
     uint64_t bytes;         /* of the operations */
-    uint64_t sum[2];        /* XXH3-128 of the operations */
+    uint64_t sum[2];        /* XXH3-128 of the operations and the zeros */
     uint64_t header_sum;    /* XXH3-64 of what precedes, with the file's base as its seed */
 };
 
@@ -43,12 +53,16 @@ struct journal_operation {
 enum journal_operation_kind { OPERATION_PUT = 1, OPERATION_DELETE = 2 };
 
 _Static_assert(sizeof(struct journal_file_header) == 40, "no padding goes to disk");
-_Static_assert(sizeof(struct journal_frame) == 56, "no padding goes to disk");
+_Static_assert(sizeof(struct journal_frame) == 72, "no padding goes to disk");
 _Static_assert(sizeof(struct journal_operation) == 8, "no padding goes to disk");
 
+static inline uint64_t journal_padded(uint64_t bytes)
+{
+    return (bytes + 7) / 8 * 8;
+}
 static inline uint64_t journal_frame_length(uint64_t bytes)
 {
-    return sizeof(struct journal_frame) + (bytes + 7) / 8 * 8 + sizeof(uint64_t);
+    return sizeof(struct journal_frame) + journal_padded(bytes) + sizeof(uint64_t);
 }
 
 /* --- a frame that is being put together --- */
@@ -96,6 +110,7 @@ struct journal {
     uint64_t next_sequence, end, allocated;
     uint64_t last_length, last_before; /* of the last frame; `written` before it */
     bool broken;                       /* nothing can be appended to this log any more */
+    bool failed; /* found: a server before could not sync, and has not made good for it */
 
     /* Under `lock`, a leaf. */
     pthread_mutex_t lock;
@@ -103,13 +118,15 @@ struct journal {
     int fd, old_fd; /* the log; the one before it, until it was synced */
     uint64_t base;  /* of the log */
     uint64_t written, synced;
+    uint64_t target; /* what will be synced when `syncing` ends */
     bool syncing;
     unsigned dir_changes, dir_synced; /* names in the directory */
-    uint64_t breaks;     /* so often a log came to lack something, or to have too much */
-    bool covered;        /* the snapshot and the logs make up everything written */
-    bool wanted;         /* a snapshot is */
-    uint64_t attempts;   /* to make one, that have ended */
-    errint_t last_error; /* of the last attempt */
+    bool covered;                     /* the snapshot and the logs make up everything written */
+    bool wanted, urgent;              /* a snapshot is; somebody waits for it */
+    bool attempting;                  /* to make one */
+    uint64_t attempts;                /* that have ended */
+    uint64_t failures;                /* of this log: only a snapshot begun later makes good */
+    errint_t last_error;              /* of the last attempt */
     uint64_t snapshot, snapshot_bytes, previous; /* sequence numbers; UINT64_MAX: none */
     uint64_t log_bytes;                          /* of this log */
     struct journal_usage usage;
@@ -120,12 +137,19 @@ struct journal {
     struct meta *meta;
 };
 
-/* A new log, whose frames come after `base`; *fd is open for reading and writing. Its name is not
- * synced. */
+/* A new log, whose frames come after `base`, with some room for them; *fd is open for reading and
+ * writing. Its name is not synced. */
 MOB_MUST_CHECK errint_t journal_make_log(struct journal *journal, uint64_t base, int *fd);
 MOB_MUST_CHECK errint_t journal_write_header(struct journal *journal, int fd, uint64_t base);
 enum { JOURNAL_NAME_BYTES = 32 };
 char *journal_name(uint64_t base, const char *suffix, char out[JOURNAL_NAME_BYTES]);
+/* -ENOMEM. */
+MOB_MUST_CHECK errint_t journal_note_base(struct journal_files *files, uint64_t base);
+
+/* Nothing in this log is sure to be durable. Locked. */
+void journal_note_failure(struct journal *journal, errint_t error);
+/* A snapshot has made good for it. Locked. */
+void journal_forget_failure(struct journal *journal);
 
 /* Goes on with a log of `end` bytes, open at `fd` (taken). Locked, or before the thread starts. */
 void journal_use_log(struct journal *journal, int fd, uint64_t base, uint64_t end);
@@ -145,9 +169,14 @@ struct journal_source {
 MOB_MUST_CHECK errint_t journal_source_open(struct journal *journal, uint64_t base,
                                             const char *suffix, struct journal_source *out,
                                             struct mob_error *err);
+/* The same for a file whose header may be damaged; *good: it isn't. */
+MOB_MUST_CHECK errint_t journal_source_open_any(struct journal *journal, uint64_t base,
+                                                const char *suffix, struct journal_source *out,
+                                                bool *good, struct mob_error *err);
 void journal_source_close(struct journal_source *source);
 /* The frame at *offset, which goes on behind it: 1. 0: the end. -EBADMSG: there is no good frame
- * (*offset stays); -EIO, -ENOMEM. The operations are valid until the next call. */
+ * (*offset stays), be it that the disk can't read it; -EIO, -ENOMEM. The operations are valid until
+ * the next call. */
 int journal_next(struct journal_source *source, uint64_t *offset, struct journal_frame *frame,
                  const uint8_t **operations);
 /* After -EBADMSG: moves *offset to the next good frame. False: there is none. */

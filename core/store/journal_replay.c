@@ -21,8 +21,49 @@ static uint64_t highest_base(const struct journal *journal)
     return highest;
 }
 
-/* A new log after `written`; nothing is covered before there is a snapshot. */
-static errint_t begin_anew(struct journal *journal, uint64_t written, struct mob_error *err)
+static void raise_to(uint64_t *most, uint64_t value)
+{
+    if (*most < value)
+        *most = value;
+}
+
+static errint_t scan_log(struct journal *journal, uint64_t base, uint64_t *durable, uint64_t *seen)
+{
+    struct journal_source source;
+    struct journal_frame frame;
+    const uint8_t *operations;
+    struct mob_error why;
+    bool good;
+    uint64_t offset = sizeof(struct journal_file_header);
+    errint_t error = journal_source_open_any(journal, base, "log", &source, &good, &why);
+    if (error)
+        return error;
+    for (int got; (got = journal_next(&source, &offset, &frame, &operations)) != 0;) {
+        if (got != 1 && (got != -EBADMSG || !journal_skip(&source, &offset)))
+            break;
+        if (got != 1 || frame.kind != FRAME_CHANGES)
+            continue;
+        raise_to(seen, frame.sequence);
+        if (frame.durable < frame.sequence)
+            raise_to(durable, frame.durable);
+    }
+    journal_source_close(&source);
+    return 0;
+}
+
+/* All that can be read of the logs: up to which number everything was durable, and the highest. */
+static errint_t scan_logs(struct journal *journal, uint64_t *durable, uint64_t *seen)
+{
+    errint_t error = 0;
+    for (size_t i = 0; i < journal->logs.count && !error; i++)
+        error = scan_log(journal, journal->logs.bases[i], durable, seen);
+    return error;
+}
+
+/* A new log after `written`; nothing is covered before there is a snapshot. Numbers up to `seen`
+ * are not given again. */
+static errint_t begin_anew(struct journal *journal, uint64_t written, uint64_t seen,
+                           struct mob_error *err)
 {
     int fd;
     errint_t error = journal_make_log(journal, written, &fd);
@@ -30,22 +71,36 @@ static errint_t begin_anew(struct journal *journal, uint64_t written, struct mob
         return mob_error_set(err, error, "%s: no log can be made: %s", journal->path,
                              strerror(-error));
     journal->written = written;
-    journal->next_sequence = written + 1;
+    journal->next_sequence = (written > seen ? written : seen) + 1;
     journal->covered = false;
     journal_use_log(journal, fd, written, sizeof(struct journal_file_header));
     return 0;
 }
 
-static void note_snapshots(struct journal *journal)
+/* The same, where the log does not go on from what is there: a number is left out, so that a replay
+ * sees it. What is there serves until there is a snapshot, and no longer. */
+static errint_t begin_apart(struct journal *journal, struct mob_error *err)
+{
+    uint64_t durable = 0, seen = highest_base(journal);
+    errint_t error = scan_logs(journal, &durable, &seen);
+    if (error)
+        return mob_error_set(err, error, "%s: %s", journal->path, strerror(-error));
+    journal->snapshot = journal->previous = UINT64_MAX;
+    journal->snapshot_bytes = 0;
+    return begin_anew(journal, seen + 1, 0, err);
+}
+
+/* The last of the first `count` is the one in use. */
+static void note_snapshots(struct journal *journal, size_t count)
 {
     const struct journal_files *files = &journal->snapshots;
     char name[JOURNAL_NAME_BYTES];
     struct stat info;
-    if (!files->count)
+    if (!count)
         return;
-    journal->snapshot = files->bases[files->count - 1];
-    if (files->count > 1)
-        journal->previous = files->bases[files->count - 2];
+    journal->snapshot = files->bases[count - 1];
+    if (count > 1)
+        journal->previous = files->bases[count - 2];
     if (fstatat(journal->dir_fd, journal_name(journal->snapshot, "snapshot", name), &info, 0) == 0)
         journal->snapshot_bytes = (uint64_t)info.st_size;
 }
@@ -53,22 +108,32 @@ static void note_snapshots(struct journal *journal)
 /* --- the end of the log, where LMDB is as it was left --- */
 
 /* The last frame of what LMDB has carried out; source->size is its end then. -ENOENT: there is none
- * in this file. */
+ * in this file. *seen: the highest sequence number. */
 static errint_t find_end(struct journal_source *source, uint64_t last_txn,
-                         struct journal_frame *frame)
+                         struct journal_frame *frame, uint64_t *seen)
 {
     uint64_t offset;
     errint_t error;
     const uint8_t *operations;
-    while (!(error = journal_last(source, &offset, frame)) && frame->txn > last_txn)
+    *seen = 0;
+    while (!(error = journal_last(source, &offset, frame))) {
+        raise_to(seen, frame->sequence);
+        if (frame->txn <= last_txn)
+            break;
         source->size = offset;
+    }
     if (error != -EBADMSG)
         return error;
     /* A write that was cut short: what is whole before it counts. */
     struct journal_frame next;
     uint64_t end = offset = sizeof(struct journal_file_header);
+    bool behind = false;
     error = -ENOENT;
-    while (journal_next(source, &offset, &next, &operations) == 1 && next.txn <= last_txn) {
+    while (journal_next(source, &offset, &next, &operations) == 1) {
+        raise_to(seen, next.sequence);
+        behind |= next.txn > last_txn;
+        if (behind)
+            continue;
         *frame = next;
         end = offset;
         error = 0;
@@ -77,47 +142,66 @@ static errint_t find_end(struct journal_source *source, uint64_t last_txn,
     return error;
 }
 
-/* Of an older file, whole, that ends where the newest log begins. */
-static bool ends_with(struct journal *journal, uint64_t base, const char *suffix, uint64_t txn)
+/* Is the last frame of this file the one with this sequence number? */
+static bool ends_with(struct journal *journal, uint64_t base, const char *suffix, uint64_t sequence,
+                      struct journal_frame *frame)
 {
     struct journal_source source;
-    struct journal_frame frame;
     uint64_t offset;
-    if (journal_source_open(journal, base, suffix, &source, NULL))
+    struct mob_error why;
+    if (journal_source_open(journal, base, suffix, &source, &why))
         return false;
-    bool same = journal_last(&source, &offset, &frame) == 0 && frame.txn == txn;
+    bool same = journal_last(&source, &offset, frame) == 0 && frame->sequence == sequence;
     journal_source_close(&source);
     return same;
 }
 
-/* Whether what is before an empty newest log is LMDB's last transaction. */
-static bool precedes(struct journal *journal, uint64_t base, uint64_t last_txn)
+/* Do the newest snapshot and the logs since make up what precedes the newest log? *frame: the last
+ * one there. */
+static bool is_chain(struct journal *journal, struct journal_frame *frame)
 {
     const struct journal_files *logs = &journal->logs;
-    if (journal->snapshot == base)
-        return ends_with(journal, base, "snapshot", last_txn);
-    return logs->count > 1 && ends_with(journal, logs->bases[logs->count - 2], "log", last_txn);
+    if (journal->snapshot == UINT64_MAX ||
+        !ends_with(journal, journal->snapshot, "snapshot", journal->snapshot, frame) ||
+        frame->kind != FRAME_SNAPSHOT_END)
+        return false;
+    size_t i = 0;
+    while (i < logs->count && logs->bases[i] < journal->snapshot)
+        i++;
+    if (i == logs->count || logs->bases[i] != journal->snapshot)
+        return false;
+    for (; i + 1 < logs->count; i++)
+        if (!ends_with(journal, logs->bases[i], "log", logs->bases[i + 1], frame))
+            return false;
+    return true;
 }
 
 /* A log between the snapshot and the newest may not have been synced. */
-static void reopen_old_log(struct journal *journal)
+static errint_t reopen_old_log(struct journal *journal)
 {
     const struct journal_files *logs = &journal->logs;
     char name[JOURNAL_NAME_BYTES];
-    if (logs->count > 1 && journal->snapshot < logs->bases[logs->count - 1])
-        journal->old_fd =
-            openat(journal->dir_fd, journal_name(logs->bases[logs->count - 2], "log", name),
-                   O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (logs->count < 2 || journal->snapshot == logs->bases[logs->count - 1])
+        return 0;
+    journal->old_fd =
+        openat(journal->dir_fd, journal_name(logs->bases[logs->count - 2], "log", name),
+               O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    return journal->old_fd < 0 ? -errno : 0;
 }
 
 static errint_t use_newest(struct journal *journal, uint64_t base, uint64_t end,
                            struct mob_error *err)
 {
     char name[JOURNAL_NAME_BYTES];
+    struct stat info;
     journal_name(base, "log", name);
     cleanup_fd int fd = openat(journal->dir_fd, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0 || ftruncate(fd, (off_t)end) < 0)
-        return mob_error_set(err, -errno, "%s/%s: %s", journal->path, name, strerror(errno));
+    errint_t error = fd < 0 || fstat(fd, &info) < 0 ? -errno : reopen_old_log(journal);
+    /* Only if need be: it gives up what was allocated behind the end, too. */
+    if (!error && (uint64_t)info.st_size != end && ftruncate(fd, (off_t)end) < 0)
+        error = -errno;
+    if (error)
+        return mob_error_set(err, error, "%s/%s: %s", journal->path, name, strerror(-error));
     journal_use_log(journal, steal_fd(&fd), base, end);
     return 0;
 }
@@ -126,31 +210,31 @@ errint_t journal_resume(struct journal *journal, uint64_t last_txn, struct mob_e
 {
     const struct journal_files *logs = &journal->logs;
     struct journal_source source;
-    struct journal_frame frame = {0};
-    uint64_t highest = highest_base(journal);
-    note_snapshots(journal);
+    struct journal_frame frame = {0}, before = {0};
+    struct mob_error why = {0};
+    uint64_t seen;
+    if (!logs->count && !journal->snapshots.count)
+        return begin_anew(journal, 0, 0, err);
+    note_snapshots(journal, journal->snapshots.count);
     if (!logs->count)
-        return begin_anew(journal, highest, err);
+        return begin_apart(journal, err);
     uint64_t base = logs->bases[logs->count - 1];
-    errint_t error = journal_source_open(journal, base, "log", &source, err);
-    if (error && error != -EBADMSG)
-        return error;
+    errint_t error = journal_source_open(journal, base, "log", &source, &why);
+    if (error == -EBADMSG)
+        return begin_apart(journal, err);
     if (error)
-        return begin_anew(journal, highest + 1, err); /* the snapshot that follows replaces it */
-    error = find_end(&source, last_txn, &frame);
+        return mob_error_set(err, error, "%s", why.message);
+    error = find_end(&source, last_txn, &frame, &seen);
     uint64_t end = source.size;
     journal_source_close(&source);
-    uint64_t written = error ? base : frame.sequence;
-    bool same = error ? precedes(journal, base, last_txn) : frame.txn == last_txn;
     if (error && error != -ENOENT)
         return mob_error_set(err, error, "%s: %s", journal->path, strerror(-error));
-    if (!same || journal->snapshot == UINT64_MAX || journal->snapshot > written)
-        return begin_anew(journal, (written > highest ? written : highest) + 1, err);
-    reopen_old_log(journal);
-    journal->written = written;
-    journal->next_sequence = written + 1;
-    journal->synced = journal->snapshot;
-    journal->covered = true;
+    bool chain = is_chain(journal, &before);
+    if (!chain || journal->failed || (error ? before.txn : frame.txn) != last_txn)
+        return begin_apart(journal, err);
+    journal->written = error ? base : frame.sequence;
+    journal->next_sequence = (seen > journal->written ? seen : journal->written) + 1;
+    journal->covered = true; /* and synced once it is asked for */
     return use_newest(journal, base, end, err);
 }
 
@@ -162,7 +246,12 @@ struct replay {
     MDB_txn *txn;
     uint64_t put_bytes; /* in the transaction */
     uint64_t sequence;  /* carried out up to this */
+    uint64_t seen;      /* the highest sequence number of all frames */
+    bool scanned;
+    uint64_t durable; /* everything up to this was; once the logs were scanned */
+    size_t used;      /* which snapshot */
     bool damaged;
+    bool ended; /* what follows is not taken */
 };
 
 static errint_t end_txn(struct replay *replay, errint_t error)
@@ -174,23 +263,42 @@ static errint_t end_txn(struct replay *replay, errint_t error)
     return error;
 }
 
+/* 0: there is none that can be carried out. */
+static uint64_t operation_length(const struct replay *replay, const uint8_t *bytes, uint64_t left,
+                                 struct journal_operation *head)
+{
+    if (left < sizeof *head)
+        return 0;
+    memcpy(head, bytes, sizeof *head);
+    uint64_t length = sizeof *head + head->key_bytes + (uint64_t)head->value_bytes;
+    return length <= left && head->table < META_TABLE_COUNT && head->key_bytes &&
+                   head->key_bytes <= mdb_env_get_maxkeysize(replay->meta->env) &&
+                   (head->kind == OPERATION_PUT ||
+                    (head->kind == OPERATION_DELETE && !head->value_bytes))
+               ? length
+               : 0;
+}
+
+static bool is_well_formed(const struct replay *replay, const uint8_t *operations, uint64_t bytes)
+{
+    struct journal_operation head;
+    uint64_t length;
+    for (uint64_t done = 0; done < bytes; done += length)
+        if (!(length = operation_length(replay, operations + done, bytes - done, &head)))
+            return false;
+    return true;
+}
+
 static errint_t operation(struct replay *replay, const uint8_t *bytes, uint64_t left,
                           uint64_t *length)
 {
     struct journal_operation head;
-    if (left < sizeof head)
-        return -EBADMSG;
-    memcpy(&head, bytes, sizeof head);
-    const uint8_t *key = bytes + sizeof head, *value = key + head.key_bytes;
-    *length = sizeof head + head.key_bytes + (uint64_t)head.value_bytes;
-    if (*length > left || !head.key_bytes || head.table >= META_TABLE_COUNT)
-        return -EBADMSG;
-    if (head.kind == OPERATION_PUT)
-        return meta_put(replay->meta, replay->txn, head.table, key, head.key_bytes, value,
-                        head.value_bytes);
-    return head.kind == OPERATION_DELETE
-               ? meta_delete(replay->meta, replay->txn, head.table, key, head.key_bytes)
-               : -EBADMSG;
+    *length = operation_length(replay, bytes, left, &head);
+    const uint8_t *key = bytes + sizeof head;
+    return head.kind == OPERATION_PUT
+               ? meta_put(replay->meta, replay->txn, head.table, key, head.key_bytes,
+                          key + head.key_bytes, head.value_bytes)
+               : meta_delete(replay->meta, replay->txn, head.table, key, head.key_bytes);
 }
 
 /* One frame's operations, in a transaction that takes several frames. */
@@ -214,47 +322,99 @@ static errint_t carry_out(struct replay *replay, const struct journal_frame *fra
     return error;
 }
 
-static void note_gap(struct replay *replay, uint64_t base, const char *suffix, uint64_t offset)
+/* Something is missing after replay->sequence, and there is more behind it, in this log: is that
+ * taken? */
+static errint_t note_gap(struct replay *replay, uint64_t base)
 {
-    replay->damaged = true;
-    mob_log_error("store: %s/%016llx.%s is damaged at byte %llu; what can be read behind it is "
-                  "taken",
-                  replay->journal->path, (unsigned long long)base, suffix,
-                  (unsigned long long)offset);
+    const struct journal_files *snapshots = &replay->journal->snapshots;
+    errint_t error = 0;
+    if (!replay->scanned) {
+        if (snapshots->count) /* there is none of what wasn't */
+            replay->durable = snapshots->bases[snapshots->count - 1];
+        error = scan_logs(replay->journal, &replay->durable, &replay->seen);
+    }
+    if (error)
+        return error;
+    replay->scanned = true;
+    bool lost = replay->durable > replay->sequence;
+    const char *what = lost ? "is damaged: what follows transaction"
+                            : "had not been written whole: it ends with transaction";
+    mob_log(lost ? MOB_LOG_ERROR : MOB_LOG_WARNING, "store: %s/%016llx.log %s %llu%s",
+            replay->journal->path, (unsigned long long)base, what,
+            (unsigned long long)replay->sequence,
+            lost ? " is lost; what can be read behind it is taken" : "");
+    replay->damaged |= lost;
+    replay->ended = !lost;
+    return 0;
+}
+
+/* A frame's place in the chain. */
+static errint_t take(struct replay *replay, uint64_t base, const struct journal_frame *frame,
+                     const uint8_t *operations)
+{
+    errint_t error = 0;
+    if (frame->previous != replay->sequence)
+        error = note_gap(replay, base);
+    return error || replay->ended ? error : carry_out(replay, frame, operations);
 }
 
 /* Frames above replay->sequence, up to `until`. */
+static errint_t replay_frames(struct replay *replay, struct journal_source *source, uint64_t until)
+{
+    struct journal_frame frame;
+    const uint8_t *operations;
+    uint64_t offset = sizeof(struct journal_file_header);
+    errint_t error = 0;
+    while (!error && !replay->ended && replay->sequence < until) {
+        int got = journal_next(source, &offset, &frame, &operations);
+        if (got == 0)
+            break;
+        if (got == -EBADMSG && !journal_skip(source, &offset))
+            break;
+        if (got == -EBADMSG)
+            continue;
+        if (got < 0)
+            return got;
+        raise_to(&replay->seen, frame.sequence);
+        if (frame.kind == FRAME_CHANGES && frame.sequence > replay->sequence &&
+            frame.sequence <= until && is_well_formed(replay, operations, frame.bytes))
+            error = take(replay, source->base, &frame, operations);
+    }
+    return error;
+}
+
 static errint_t replay_log(struct replay *replay, uint64_t base, uint64_t until,
                            struct mob_error *err)
 {
     struct journal_source source;
-    struct journal_frame frame;
-    const uint8_t *operations;
-    uint64_t offset = sizeof(struct journal_file_header);
-    errint_t error = journal_source_open(replay->journal, base, "log", &source, err);
-    if (error == -EBADMSG) {
-        mob_log_error("store: %s", err ? err->message : "a log is damaged");
-        replay->damaged = true;
-        return 0;
-    }
+    bool good;
+    errint_t error = journal_source_open_any(replay->journal, base, "log", &source, &good, err);
     if (error)
         return error;
-    for (int got; !error && (got = journal_next(&source, &offset, &frame, &operations)) != 0;) {
-        uint64_t bad = offset;
-        if (got == -EBADMSG && !journal_skip(&source, &offset))
-            break; /* a torn end */
-        if (got == -EBADMSG)
-            note_gap(replay, base, "log", bad);
-        else if (got < 0)
-            error = got;
-        else if (frame.kind == FRAME_CHANGES && frame.sequence > replay->sequence &&
-                 frame.sequence <= until)
-            error = carry_out(replay, &frame, operations);
-    }
+    if (base > replay->sequence)
+        error = note_gap(replay, base);
+    if (base > replay->sequence && !error && !replay->ended)
+        replay->sequence = base;
+    uint64_t before = replay->sequence;
+    if (!error)
+        error = replay_frames(replay, &source, until);
     journal_source_close(&source);
+    if (!good && replay->sequence > before) {
+        mob_log_error("store: %s/%016llx.log: its header is damaged", replay->journal->path,
+                      (unsigned long long)base);
+        replay->damaged = true;
+    }
     return error ? mob_error_set(err, error, "%s/%016llx.log: %s", replay->journal->path,
                                  (unsigned long long)base, strerror(-error))
                  : 0;
+}
+
+static void note_bad_snapshot(struct replay *replay, uint64_t base, uint64_t offset)
+{
+    replay->damaged = true;
+    mob_log_error("store: %s/%016llx.snapshot is damaged at byte %llu; what can be read behind it "
+                  "is taken",
+                  replay->journal->path, (unsigned long long)base, (unsigned long long)offset);
 }
 
 /* All of it, or 1 if it isn't whole and good and `salvage` is false. */
@@ -264,27 +424,31 @@ static errint_t replay_snapshot(struct replay *replay, uint64_t base, bool salva
     struct journal_source source;
     struct journal_frame frame;
     const uint8_t *operations;
-    bool whole = false;
-    uint64_t offset = sizeof(struct journal_file_header);
-    errint_t error = journal_source_open(replay->journal, base, "snapshot", &source, err);
+    bool whole = false, good;
+    uint64_t offset = sizeof(struct journal_file_header), frames = 0;
+    errint_t error =
+        journal_source_open_any(replay->journal, base, "snapshot", &source, &good, err);
     if (error)
-        return error == -EBADMSG ? 1 : error;
-    for (int got; !error && (got = journal_next(&source, &offset, &frame, &operations)) != 0;) {
+        return error;
+    while (!error && !whole && (good || salvage)) {
         uint64_t bad = offset;
-        if (got == 1 && frame.kind == FRAME_SNAPSHOT_END)
+        int got = journal_next(&source, &offset, &frame, &operations);
+        bool ours = got == 1 && frame.sequence == base && (salvage || frame.previous == frames++) &&
+                    is_well_formed(replay, operations, frame.bytes);
+        if (ours && frame.kind == FRAME_SNAPSHOT_END)
             whole = true;
-        else if (got == 1)
-            error = frame.kind == FRAME_SNAPSHOT ? carry_out(replay, &frame, operations) : 1;
-        else if (got != -EBADMSG)
+        else if (ours && frame.kind == FRAME_SNAPSHOT)
+            error = carry_out(replay, &frame, operations);
+        else if (got < 0 && got != -EBADMSG)
             error = got;
-        else if (!salvage || !journal_skip(&source, &offset))
+        else if (!got || !salvage || (got < 0 && !journal_skip(&source, &offset)))
             break;
         else
-            note_gap(replay, base, "snapshot", bad);
+            note_bad_snapshot(replay, base, bad);
     }
     journal_source_close(&source);
     if (!error && !whole && salvage)
-        note_gap(replay, base, "snapshot", offset);
+        note_bad_snapshot(replay, base, offset);
     else if (!error && !whole)
         error = 1;
     replay->sequence = base;
@@ -306,51 +470,59 @@ static errint_t empty_tables(struct replay *replay)
 /* The newest snapshot that is whole; if there is none, what can be read of the newest. */
 static errint_t replay_snapshots(struct replay *replay, struct mob_error *err)
 {
-    const struct journal_files *files = &replay->journal->snapshots;
+    struct journal *journal = replay->journal;
+    const struct journal_files *files = &journal->snapshots;
     for (size_t i = files->count; i-- > 0;) {
         errint_t error = end_txn(replay, replay_snapshot(replay, files->bases[i], false, err));
-        if (error != 1)
+        if (error != 1) {
+            replay->used = i;
             return error;
+        }
         mob_log_error("store: the snapshot %016llx in %s is damaged%s",
-                      (unsigned long long)files->bases[i], replay->journal->path,
+                      (unsigned long long)files->bases[i], journal->path,
                       i ? "; the one before it is used, and the logs since" : "");
         error = empty_tables(replay);
         if (error)
             return mob_error_set(err, error, "the tables can't be emptied: %s", strerror(-error));
     }
     if (!files->count)
-        return mob_error_set(err, -EIO, "%s has no snapshot", replay->journal->path);
+        return mob_error_set(err, -EIO, "%s has no snapshot", journal->path);
     replay->damaged = true;
-    errint_t error =
-        end_txn(replay, replay_snapshot(replay, files->bases[files->count - 1], true, err));
-    return error == 1
-               ? mob_error_set(err, -EIO, "no snapshot in %s can be read", replay->journal->path)
-               : error;
+    replay->used = files->count - 1;
+    return end_txn(replay, replay_snapshot(replay, files->bases[replay->used], true, err));
 }
 
-/* Each log goes to where the next one begins; what is missing there is damage. */
+/* Whether frames go to this log: one that has no header yet may be what a power cut has left. */
+static bool has_begun(struct journal *journal, uint64_t base)
+{
+    struct journal_source source;
+    struct journal_frame frame;
+    const uint8_t *operations;
+    struct mob_error why;
+    bool good;
+    uint64_t offset = sizeof(struct journal_file_header);
+    if (journal_source_open_any(journal, base, "log", &source, &good, &why))
+        return true;
+    bool begun = good || journal_next(&source, &offset, &frame, &operations) == 1;
+    journal_source_close(&source);
+    return begun;
+}
+
+/* Each log goes to where the next one begins. */
 static errint_t replay_logs(struct replay *replay, struct mob_error *err)
 {
-    const struct journal_files *logs = &replay->journal->logs;
-    if (logs->count && logs->bases[0] > replay->sequence) {
-        mob_log_error("store: the log after snapshot %016llx is missing in %s",
-                      (unsigned long long)replay->sequence, replay->journal->path);
-        replay->damaged = true;
-    }
-    for (size_t i = 0; i < logs->count; i++) {
-        bool last = i + 1 == logs->count;
-        uint64_t until = last ? UINT64_MAX : logs->bases[i + 1];
+    struct journal *journal = replay->journal;
+    const struct journal_files *logs = &journal->logs;
+    for (size_t i = 0; i < logs->count && !replay->ended; i++) {
+        size_t next = i + 1;
+        while (next < logs->count && !has_begun(journal, logs->bases[next]))
+            next++;
+        uint64_t until = next < logs->count ? logs->bases[next] : UINT64_MAX;
         if (until <= replay->sequence)
             continue;
         errint_t error = end_txn(replay, replay_log(replay, logs->bases[i], until, err));
         if (error)
             return error;
-        if (!last && replay->sequence < until) {
-            mob_log_error("store: %s/%016llx.log ends too early: the last changes in it are lost",
-                          replay->journal->path, (unsigned long long)logs->bases[i]);
-            replay->damaged = true;
-            replay->sequence = until;
-        }
     }
     return 0;
 }
@@ -360,12 +532,14 @@ errint_t journal_replay(struct journal *journal, struct meta *meta, bool *damage
 {
     struct replay replay = {.journal = journal, .meta = meta};
     struct mob_error why = {0};
-    note_snapshots(journal);
     errint_t error = replay_snapshots(&replay, &why);
     if (!error)
         error = replay_logs(&replay, &why);
     if (error)
-        return mob_error_set(err, error, "%s", why.message);
+        return mob_error_set(err, error, "%s", why.message[0] ? why.message : strerror(-error));
     *damaged = replay.damaged;
-    return begin_anew(journal, replay.sequence, err);
+    if (replay.sequence < highest_base(journal))
+        return begin_apart(journal, err);
+    note_snapshots(journal, replay.used + 1);
+    return begin_anew(journal, replay.sequence, replay.seen, err);
 }

@@ -17,18 +17,24 @@ struct writer {
     struct journal_buffer buffer;
     int fd;
     uint64_t sequence, txn, end;
-    uint64_t breaks; /* of the journal, when it began */
+    uint64_t frames;   /* written */
+    uint64_t failures; /* of the log when it began */
 };
 
 static errint_t write_frame(struct writer *writer, enum journal_frame_kind kind)
 {
     uint64_t length;
-    struct journal_frame frame = {.kind = kind, .sequence = writer->sequence, .txn = writer->txn};
+    struct journal_frame frame = {.kind = kind,
+                                  .sequence = writer->sequence,
+                                  .txn = writer->txn,
+                                  .previous = writer->frames,
+                                  .durable = writer->sequence};
     errint_t error = journal_buffer_write(&writer->buffer, writer->fd, writer->end,
                                           writer->sequence, frame, &length);
     if (error)
         return error;
     writer->end += length;
+    writer->frames++;
     journal_buffer_clear(&writer->buffer);
     return atomic_load(&writer->journal->stop) ? -ECANCELED : 0;
 }
@@ -45,10 +51,12 @@ static errint_t write_table(struct writer *writer, MDB_txn *txn, unsigned table)
     while (!error && (code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) == 0) {
         if (!meta_unseal(table, &key, &value))
             continue; /* damaged: it was logged, and must not come to look whole */
-        error = journal_buffer_add(&writer->buffer, OPERATION_PUT, table, key.mv_data, key.mv_size,
-                                   value.mv_data, value.mv_size);
-        if (!error && journal_buffer_bytes(&writer->buffer) >= FRAME_BYTES)
+        uint64_t bytes = journal_buffer_bytes(&writer->buffer);
+        if (bytes && bytes + value.mv_size >= FRAME_BYTES)
             error = write_frame(writer, FRAME_SNAPSHOT);
+        if (!error)
+            error = journal_buffer_add(&writer->buffer, OPERATION_PUT, table, key.mv_data,
+                                       key.mv_size, value.mv_data, value.mv_size);
     }
     mdb_cursor_close(cursor);
     if (error || code == MDB_NOTFOUND)
@@ -88,6 +96,8 @@ static errint_t write_snapshot(struct writer *writer, MDB_txn *txn)
     journal_name(writer->sequence, "snapshot", name);
     if (!error && renameat(journal->dir_fd, new_name, journal->dir_fd, name) < 0)
         error = -errno;
+    else if (!error)
+        error = journal_note_base(&journal->snapshots, writer->sequence);
     if (!error && fsync(journal->dir_fd) < 0)
         error = -errno;
     if (error)
@@ -95,25 +105,27 @@ static errint_t write_snapshot(struct writer *writer, MDB_txn *txn)
     return error;
 }
 
-/* The log before the last one need not be kept open once it was synced. */
-static void retire_old_log(struct journal *journal)
+/* The log before the last one need not be kept open once it was synced. False: it can't be. */
+static bool retire_old_log(struct journal *journal)
 {
     pthread_mutex_lock(&journal->lock);
     int fd = journal->old_fd;
     pthread_mutex_unlock(&journal->lock);
     if (fd < 0)
-        return;
+        return true;
     errint_t error = fdatasync(fd) < 0 ? -errno : 0;
     cleanup_lock pthread_mutex_t *lock = mob_lock(&journal->lock);
-    while (journal->syncing)
-        pthread_cond_wait(&journal->changed, &journal->lock);
+    journal->old_fd = -1;
     if (error) {
         mob_log_error("store: a log in %s can't be synced: %s", journal->path, strerror(-error));
-        journal->usage.errors++;
-        journal->covered = false;
+        journal_note_failure(journal, error);
     }
-    journal->old_fd = -1;
+    /* One that is under way may still use it; those that follow don't. */
+    uint64_t syncs = journal->usage.syncs;
+    while (journal->syncing && journal->usage.syncs == syncs)
+        pthread_cond_wait(&journal->changed, &journal->lock);
     close(fd);
+    return !error;
 }
 
 /* The state that the snapshot is of: a reading transaction, and the log ends there. */
@@ -123,15 +135,18 @@ static errint_t begin(struct journal *journal, struct writer *writer, MDB_txn **
     cleanup_lock pthread_mutex_t *writing = mob_lock(journal->writer);
     cleanup_lock pthread_mutex_t *lock = mob_lock(&journal->lock);
     bool empty = journal->end == sizeof(struct journal_file_header) && !journal->broken &&
-                 journal->base == journal->written;
-    errint_t error = empty ? 0 : journal_make_log(journal, journal->written, &fd);
-    if (!error)
-        error = meta_error(mdb_txn_begin(journal->meta->env, NULL, MDB_RDONLY, txn), "snapshot");
+                 journal->base == journal->written && !journal->failed;
+    errint_t error =
+        meta_error(mdb_txn_begin(journal->meta->env, NULL, MDB_RDONLY, txn), "snapshot");
+    if (error)
+        return error;
+    /* Last: once there is a new log, frames must go to it, or a replay would not find them. */
+    error = empty ? 0 : journal_make_log(journal, journal->written, &fd);
     if (error) {
-        mob_cleanup_fd(&fd); /* an empty log does no harm */
+        mdb_txn_abort(*txn);
         return error;
     }
-    writer->breaks = journal->breaks;
+    writer->failures = journal->failures;
     writer->sequence = journal->written;
     writer->txn = mdb_txn_id(*txn);
     if (!empty) {
@@ -155,25 +170,15 @@ static void remove_older(struct journal *journal, struct journal_files *files, c
     files->count = kept;
 }
 
-static errint_t note_base(struct journal_files *files, uint64_t base)
-{
-    if (files->count && files->bases[files->count - 1] == base)
-        return 0;
-    uint64_t *bases = realloc(files->bases, (files->count + 1) * sizeof *bases);
-    if (!bases)
-        return -ENOMEM;
-    files->bases = bases;
-    files->bases[files->count++] = base;
-    return 0;
-}
-
 static void complete(struct journal *journal, const struct writer *writer)
 {
     pthread_mutex_lock(&journal->lock);
-    /* Unless the new log was broken meanwhile. Who asked for a snapshot since it began has it; a
-     * log that is too long will say so again. */
-    journal->covered = journal->breaks == writer->breaks;
-    journal->wanted = !journal->covered;
+    /* What was written to the log since then may be lost, if a sync of it has failed meanwhile. */
+    if (journal->failures == writer->failures) {
+        journal->covered = true;
+        journal->wanted = journal->urgent = false; /* a log that is too long says so again */
+        journal_forget_failure(journal);
+    }
     if (writer->sequence > journal->synced)
         journal->synced = writer->sequence;
     if (journal->snapshot != writer->sequence)
@@ -183,9 +188,6 @@ static void complete(struct journal *journal, const struct writer *writer)
     journal->usage.snapshots++;
     uint64_t least = journal->previous == UINT64_MAX ? journal->snapshot : journal->previous;
     pthread_mutex_unlock(&journal->lock);
-    if (note_base(&journal->logs, journal->base) ||
-        note_base(&journal->snapshots, writer->sequence))
-        return; /* no memory to note them with: older ones are removed another time */
     remove_older(journal, &journal->snapshots, "snapshot", least);
     remove_older(journal, &journal->logs, "log", least);
 }
@@ -198,7 +200,8 @@ static errint_t attempt(struct journal *journal)
     errint_t error = begin(journal, &writer, &txn);
     if (error)
         return error;
-    retire_old_log(journal);
+    if (!retire_old_log(journal))
+        writer.failures++; /* the snapshot says what is in that log */
     error = write_snapshot(&writer, txn);
     mdb_txn_abort(txn);
     free(writer.buffer.bytes);
@@ -213,33 +216,39 @@ static void wait_until_wanted(struct journal *journal, bool failed)
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += RETRY_SECONDS;
-    while (!journal->wanted && !atomic_load(&journal->stop)) {
+    while (!journal->urgent && !atomic_load(&journal->stop)) {
+        if (!failed && journal->wanted)
+            break;
         if (!failed)
             pthread_cond_wait(&journal->changed, &journal->lock);
         else if (pthread_cond_timedwait(&journal->changed, &journal->lock, &until) == ETIMEDOUT)
-            journal->wanted = true;
+            break;
     }
 }
 
 static void *snapshot_main(void *argument)
 {
     struct journal *journal = argument;
-    errint_t error = 0;
+    bool failed = false;
     pthread_mutex_lock(&journal->lock);
     for (;;) {
-        wait_until_wanted(journal, error);
+        wait_until_wanted(journal, failed);
         if (atomic_load(&journal->stop))
             break;
-        journal->wanted = false;
+        journal->wanted = journal->urgent = false;
+        journal->attempting = true;
         pthread_mutex_unlock(&journal->lock);
-        error = attempt(journal);
+        errint_t error = attempt(journal);
         if (error && error != -ECANCELED)
             mob_log_error("store: no snapshot can be written to %s: %s", journal->path,
                           strerror(-error));
         pthread_mutex_lock(&journal->lock);
         journal->usage.errors += error != 0;
-        journal->last_error = error;
+        if (error)
+            journal->last_error = error;
+        journal->attempting = false;
         journal->attempts++;
+        failed = error || !journal->covered;
         pthread_cond_broadcast(&journal->changed);
     }
     pthread_mutex_unlock(&journal->lock);

@@ -14,19 +14,24 @@
 enum { TEXT_BYTES = 160, CHUNK_BYTES = 1 << 20 };
 static const char data_path[] = "meta/data.mdb";
 
+/* An inode's number may be given again, to the file of a copy that takes the place of a removed
+ * directory: when it was made tells them apart, where the filesystem knows it. */
 static errint_t running_text(int state_fd, char out[TEXT_BYTES])
 {
-    struct stat info;
+    struct statx info;
     char *boot = NULL;
     size_t bytes;
-    if (fstatat(state_fd, data_path, &info, AT_SYMLINK_NOFOLLOW) < 0)
+    if (statx(state_fd, data_path, AT_SYMLINK_NOFOLLOW, STATX_INO | STATX_BTIME, &info) < 0)
         return -errno;
+    if (!(info.stx_mask & STATX_BTIME))
+        info.stx_btime = (struct statx_timestamp){0};
     errint_t error = mob_read_file(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 64, &boot, &bytes);
     if (error)
         return error;
     boot[strcspn(boot, "\n")] = '\0';
-    snprintf(out, TEXT_BYTES, "mobula 1 running %s %ju %ju\n", boot, (uintmax_t)info.st_dev,
-             (uintmax_t)info.st_ino);
+    snprintf(out, TEXT_BYTES, "mobula 1 running %s %u:%u %ju %jd.%u\n", boot, info.stx_dev_major,
+             info.stx_dev_minor, (uintmax_t)info.stx_ino, (intmax_t)info.stx_btime.tv_sec,
+             info.stx_btime.tv_nsec);
     free(boot);
     return 0;
 }
@@ -96,9 +101,10 @@ errint_t trust_read(int state_fd, struct trust *out, struct mob_error *err)
     }
     cleanup_free char *clean = read_text(state_fd, "clean");
     cleanup_free char *running = read_text(state_fd, "running");
-    if (clean) {
+    bool ended = clean || faccessat(state_fd, "clean", F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+    if (ended) {
         out->clean = out->memory = true;
-        out->meta = is_as_left(state_fd, clean);
+        out->meta = clean && is_as_left(state_fd, clean);
         if (!out->meta)
             mob_log_error("store: %s is not as it was left", data_path);
     } else if (running) {
@@ -122,8 +128,12 @@ errint_t trust_running(int state_fd, struct mob_error *err)
     cleanup_free char *there = error ? NULL : read_text(state_fd, "running");
     if (!error && (!there || strcmp(there, text) != 0))
         error = mob_write_file(state_fd, "running", text, strlen(text), 0600);
-    if (!error) /* what it says is not true from the first change on */
-        error = unlink_if_there(state_fd, "clean");
+    /* What it says is not true from the first change on. If it were there again after a power cut,
+     * with a data.mdb that no change has reached, what was synced since would be cut off. */
+    if (!error && unlinkat(state_fd, "clean", 0) == 0)
+        error = fsync(state_fd) < 0 ? -errno : 0;
+    else if (!error && errno != ENOENT)
+        error = -errno;
     return error ? mob_error_set(err, error, "running: %s", strerror(-error)) : 0;
 }
 
@@ -131,6 +141,11 @@ errint_t trust_clean(int state_fd, uint64_t used_bytes)
 {
     char text[TEXT_BYTES];
     XXH128_hash_t sum;
+    struct stat info;
+    if (fstatat(state_fd, data_path, &info, AT_SYMLINK_NOFOLLOW) < 0)
+        return -errno;
+    if (used_bytes > (uint64_t)info.st_size) /* pages at its end that were never written */
+        used_bytes = (uint64_t)info.st_size;
     errint_t error = sum_of(state_fd, used_bytes, &sum);
     if (error)
         return error;

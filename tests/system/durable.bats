@@ -160,10 +160,9 @@ synced() { dd of="$MNT/staging/$1" bs=1M conv=fsync iflag=fullblock status=none;
 }
 
 @test "what a crash has left starts again and again" {
-    local i
     bytes 600000 | synced again
     crash
-    for i in 1 2; do
+    for _ in 1 2; do
         snapshot "$AFTER_STATE" "$AFTER_STATE-copy" "$AFTER"
         within 30 mobula down "$AFTER"
         rm -rf "$AFTER_STATE"
@@ -224,11 +223,11 @@ synced() { dd of="$MNT/staging/$1" bs=1M conv=fsync iflag=fullblock status=none;
 }
 
 @test "a server that crashes again and again makes its metadata anew, and nothing is lost" {
-    local i pid
+    local pid
     bytes 900 | put small-one
     bytes 900000 | put large-one
     wait_until '[[ -L $MNT/staging/large-one ]]'
-    for i in 1 2 3; do
+    for _ in 1 2 3; do
         pid=$(node daemon pid)
         kill -ABRT "$pid"
         wait_until pid_gone "$pid"
