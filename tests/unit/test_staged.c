@@ -16,8 +16,8 @@
 
 static enum { LIVE, DIE_BEFORE_COMMIT, DIE_AFTER_COMMIT } death; /* at the next transaction */
 static int commit_failure;                                       /* of the next transaction */
-static int pwrite_failure;  /* of the next pwrite that the store itself makes */
-static size_t pwrite_limit; /* non-zero: the next one is short */
+static _Thread_local int pwrite_failure;  /* of the next pwrite that the store itself makes */
+static _Thread_local size_t pwrite_limit; /* non-zero: the next one is short */
 
 int mdb_txn_commit(MDB_txn *txn)
 {

@@ -251,7 +251,9 @@ static void a_restart_settles_what_was_not(void **state)
     assert_int_equal(staged_sync(store, number, NULL), 0);
     pthread_mutex_lock(&store->spill.sync_lock);
     close_and_commit(store, number, &id);
+    pthread_mutex_lock(&store->settler.lock);
     store->settler.count = 0; /* as if it had been killed */
+    pthread_mutex_unlock(&store->settler.lock);
     pthread_mutex_unlock(&store->spill.sync_lock);
     spilling_reopen(spilling);
     WAIT_UNTIL(!has_note(store_of(spilling), number));
