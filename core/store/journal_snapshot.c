@@ -176,7 +176,7 @@ static void complete(struct journal *journal, const struct writer *writer)
     /* What was written to the log since then may be lost, if a sync of it has failed meanwhile. */
     if (journal->failures == writer->failures) {
         journal->covered = true;
-        journal->wanted = journal->urgent = false; /* a log that is too long says so again */
+        journal->urgent = false;
         journal_forget_failure(journal);
     }
     if (writer->sequence > journal->synced)
