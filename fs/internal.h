@@ -221,5 +221,7 @@ void sync_node(fuse_req_t request, uint64_t node);
  * until the object or job ends, a signal comes, or it goes. */
 void park(fuse_req_t request, enum waiting_kind kind, uint64_t node, uint64_t number,
           uint32_t open_flags);
+/* The same for a request that was parked, and is taken out; *parked is copied. From any thread. */
+void park_again(struct fs *fs, const struct parked *parked);
 
 #endif

@@ -169,6 +169,12 @@ void object_open_continue(struct fs *fs, struct parked *parked, enum object_stat
         open_ready(fs, parked, &info, true);
         return;
     }
+    /* A result on disk that was waited for may just be getting its header, which changes its ctime:
+     * it is asked for again. Not for ever: what can't be verified for want of memory is EIO. */
+    if (error == -EAGAIN && parked->tries < STORE_FETCH_TRIES) {
+        park_again(fs, parked);
+        return;
+    }
     store_open_dropped(fs->store, parked->number);
     if (!error)
         error = info.failure ? info.failure : -EIO;

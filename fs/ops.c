@@ -488,7 +488,6 @@ static void job_ended(void *argument, uint64_t number, enum job_state state)
 void park(fuse_req_t request, enum waiting_kind kind, uint64_t node, uint64_t number,
           uint32_t open_flags)
 {
-    struct fs *fs = fs_of(request);
     struct parked parked = {
         .request = request,
         .kind = kind,
@@ -498,7 +497,15 @@ void park(fuse_req_t request, enum waiting_kind kind, uint64_t node, uint64_t nu
         .open_flags = open_flags,
         .pid = (uint32_t)fuse_req_ctx(request)->pid,
     };
+    park_again(fs_of(request), &parked);
+}
+
+void park_again(struct fs *fs, const struct parked *again)
+{
+    struct parked parked = *again;
     uint64_t id, token = 0;
+    parked.token = 0;
+    parked.tries++;
     __atomic_store_n(&the_fs, fs, __ATOMIC_RELEASE);
     if (waiting_add(fs->waiting, &parked, &id)) {
         give_up(fs, &parked, ENOMEM);
@@ -506,18 +513,18 @@ void park(fuse_req_t request, enum waiting_kind kind, uint64_t node, uint64_t nu
     }
     /* First the signal, then the event: from here on either may take it out, and answer it. */
     void *argument = (void *)(uintptr_t)id;
-    fuse_req_interrupt_func(request, interrupted, argument);
-    errint_t error = kind == WAITING_OBJECT
-                         ? store_fetch(fs->store, number, object_ended, argument, &token)
-                         : jobs_wait(fs->jobs, number, job_ended, argument, &token);
+    fuse_req_interrupt_func(parked.request, interrupted, argument);
+    errint_t error = parked.kind == WAITING_OBJECT
+                         ? store_fetch(fs->store, parked.number, object_ended, argument, &token)
+                         : jobs_wait(fs->jobs, parked.number, job_ended, argument, &token);
     if (error && waiting_take(fs->waiting, id, &parked))
         give_up(fs, &parked, -error);
     if (error || waiting_set_token(fs->waiting, id, token))
         return;
-    if (kind == WAITING_OBJECT)
-        store_wait_cancel(fs->store, number, token);
+    if (again->kind == WAITING_OBJECT)
+        store_wait_cancel(fs->store, again->number, token);
     else
-        jobs_wait_cancel(fs->jobs, number, token);
+        jobs_wait_cancel(fs->jobs, again->number, token);
 }
 
 const struct fuse_lowlevel_ops fs_operations = {

@@ -24,6 +24,7 @@ struct parked {
     uint64_t unique;
     uint32_t open_flags;
     uint32_t pid;
+    uint32_t tries;       /* how often it was parked */
     uint64_t deadline_ns; /* WAITING_RELEASE */
     char *name;           /* WAITING_RELEASE; freed by who takes it */
 };

@@ -266,16 +266,18 @@ static void wait_blocked(struct blocked *blocked)
 
 errint_t fetch_and_wait(struct store *store, uint64_t number)
 {
-    struct blocked blocked = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
-    uint64_t token;
     errint_t error = store_readable(store, number);
-    if (!error)
-        return 0;
-    error = store_fetch(store, number, wake_blocked, &blocked, &token);
-    if (error)
-        return error;
-    wait_blocked(&blocked);
-    error = store_readable(store, number);
+    /* -EIO is tried once: the file may have been mended. */
+    for (unsigned i = 0; (error == -EAGAIN && i < STORE_FETCH_TRIES) || (error == -EIO && !i);
+         i++) {
+        struct blocked blocked = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, false};
+        uint64_t token;
+        error = store_fetch(store, number, wake_blocked, &blocked, &token);
+        if (error)
+            return error;
+        wait_blocked(&blocked);
+        error = store_readable(store, number);
+    }
     return error == -EAGAIN ? -EIO : error;
 }
 

@@ -31,6 +31,8 @@ struct store;
 
 #define STORE_INLINE_DEFAULT_BYTES (100u * 1024u)
 #define STORE_NUMBER_LIMIT (UINT64_C(1) << 48)
+/* So often store_fetch() is worth it while store_readable() says -EAGAIN. */
+#define STORE_FETCH_TRIES 4
 
 /* What the store tells its user about. Each may be NULL. `file_gone` may also be called during
  * store_open(), for what a dead server left, and store_close(). */

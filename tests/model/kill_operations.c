@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "core/base/id.h"
@@ -543,6 +544,16 @@ static bool drop_job(struct worker *worker, const char *path, const char *spec, 
     return true;
 }
 
+/* Why a job failed, for whoever reads the test's output. */
+static void print_reason(const char *path)
+{
+    char reason[1024];
+    ssize_t got = getxattr(path, "user.mobula.error", reason, sizeof(reason));
+
+    if (got > 0)
+        fprintf(stderr, "kill: %s: %.*s\n", path, (int)got, reason);
+}
+
 static void run_job(struct worker *worker, const char *shell)
 {
     struct fact *fact = any_fact(worker);
@@ -566,6 +577,8 @@ static void run_job(struct worker *worker, const char *shell)
         memcpy(expected.id, result, sizeof(expected.id));
         compare_content(worker, fd, &expected);
         work_close(worker, fd, path);
+    } else {
+        print_reason(mount_object_path(result));
     }
     if (unlink(path) < 0)
         work_error(worker, "unlink", path, errno);
