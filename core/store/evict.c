@@ -257,6 +257,8 @@ static void copy_all(struct round *round)
     for (size_t i = 0; i < count; i++) {
         struct victim *victim = owners[i];
         victim->error = io ? copies[i].error : -ENOMEM;
+        if (!victim->error) /* where direct I/O is not to be had */
+            victim->error = writeback_wait(victim->copy.to);
         if (!victim->error)
             object_describe_number(store, victim->number, victim->dir, victim->copy.to,
                                    victim->sums);

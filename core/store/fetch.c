@@ -186,6 +186,12 @@ void fetch_seal(struct store *store, uint64_t number)
         mob_log_warning("store: no memory; checksums are made when the object is opened");
 }
 
+void fetch_verify(struct store *store, uint64_t number)
+{
+    if (store->spill.fetcher_runs) /* without memory, the next open does */
+        (void)enqueue(store, number, NULL, FETCH_VERIFY);
+}
+
 /* Objects come back only into what lies below the low watermark: else they would push others out.
  */
 static bool has_room_for(struct store *store, uint64_t bytes)
@@ -460,6 +466,7 @@ static void verify(struct store *store, uint64_t number)
     } else if (same) {
         fetch_forget(store, number);
         fetch_set_verified(store, number, fetch_changed_ns(&after));
+        writeback_watch(store, number);
     }
 }
 

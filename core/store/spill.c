@@ -36,6 +36,8 @@ errint_t spill_open(struct store *store, struct mob_error *err)
     if (!error)
         error = evictor_start(store);
     if (!error)
+        error = writeback_open(store);
+    if (!error)
         error = fetcher_start(store);
     return error ? mob_error_set(err, error, "spilling can't begin: %s", strerror(-error)) : 0;
 }
@@ -144,6 +146,7 @@ static void drop_fetches(struct spill *spill)
 void spill_close(struct store *store)
 {
     struct spill *spill = &store->spill;
+    writeback_close(store);
     stop_threads(spill);
     grow_close(store);
     disk_hands_close(store);

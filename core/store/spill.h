@@ -193,6 +193,8 @@ MOB_MUST_CHECK errint_t damage_sentence(struct store *store, uint64_t number, ch
 
 /* Queues a large object that was written on disk: its checksums are made. */
 void fetch_seal(struct store *store, uint64_t number);
+/* Queues it to be verified, or to come back to memory. */
+void fetch_verify(struct store *store, uint64_t number);
 /* Are the checksums of a data file of `size` bytes in LMDB? */
 bool fetch_has_sums(struct store *store, uint64_t file, uint64_t size);
 /* Makes them, if need be, and waits for it. As fetch_and_wait(); -ENOSPC: there is no room for

@@ -269,6 +269,7 @@ static struct store *new_store(const struct store_options *options)
     store->passthrough = options->passthrough;
     store->spare_target = options->spare_files ? options->spare_files : SPARE_DEFAULT;
     store->grow.pipes = options->pipes;
+    store->writeback.delay_ns = options->writeback_ns;
     store->clock = options->clock ? *options->clock : mob_system_clock;
     store->hooks = options->hooks;
     store->hooks.object_changed = NULL;

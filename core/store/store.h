@@ -76,6 +76,7 @@ struct store_options {
     struct growing_pipes *pipes;
     bool distrust_meta; /* LMDB's file may be damaged: it is made anew from the journal */
     uint64_t journal_bytes;        /* of a log, before a snapshot replaces it; 0 = default */
+    uint64_t writeback_ns;         /* until a file's writeback is asked about; 0 = default */
     unsigned spare_files;          /* empty data files kept ready for staged_create; 0 = default */
     const struct mob_clock *clock; /* NULL = system */
     struct store_hooks hooks;

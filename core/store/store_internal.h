@@ -39,6 +39,7 @@
 #include "core/store/store.h"
 #include "core/store/sync.h"
 #include "core/store/trust.h"
+#include "core/store/writeback.h"
 
 /* --- table.c: objects in memory --- */
 
@@ -582,6 +583,7 @@ struct store {
     const char *const *forget_spill_dirs; /* during store_open(): as its options have it */
     struct spill spill;
     struct settler settler;
+    struct writeback writeback;
     struct grow grow;
     atomic_int memory_files; /* staged files in memory that somebody writes */
     bool memory_is_own;      /* memory_dir is a filesystem of its own: it counts what it holds */

@@ -2,6 +2,58 @@
  * bytes. */
 #include "tests/unit/spill_fixture.h"
 
+/* --- a kernel that could not write back what it had --- */
+
+static struct writing {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    const char *fails_in; /* threads of this name get EIO, once they may go on */
+    bool held;
+    unsigned waiting;
+} writing = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+int __real_sync_file_range(int fd, off_t offset, off_t bytes, unsigned flags);
+int __wrap_sync_file_range(int fd, off_t offset, off_t bytes, unsigned flags);
+int __wrap_sync_file_range(int fd, off_t offset, off_t bytes, unsigned flags)
+{
+    char name[16] = "";
+    pthread_getname_np(pthread_self(), name, sizeof name);
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&writing.lock);
+    if (!writing.fails_in || strcmp(name, writing.fails_in) != 0)
+        return __real_sync_file_range(fd, offset, bytes, flags);
+    writing.waiting++;
+    while (writing.held)
+        pthread_cond_wait(&writing.changed, &writing.lock);
+    writing.waiting--;
+    if (!writing.fails_in)
+        return 0;
+    writing.fails_in = strcmp(name, "writeback") == 0 ? NULL : writing.fails_in; /* said once */
+    errno = EIO;
+    return -1;
+}
+
+static void writing_fails(const char *thread, bool held)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&writing.lock);
+    writing.fails_in = thread;
+    writing.held = held;
+    pthread_cond_broadcast(&writing.changed);
+}
+
+static unsigned writing_waits(void)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&writing.lock);
+    return writing.waiting;
+}
+
+static int writing_teardown(void **state)
+{
+    writing_fails(NULL, false);
+    return spilling_teardown(state);
+}
+
+/* --- the tests --- */
+
 static void path_of(struct spilling *spilling, unsigned index, char path[160])
 {
     char name[DATA_NAME_BYTES];
@@ -77,6 +129,54 @@ static void a_bit_flipped_while_nobody_was_there_gives_eio(void **state)
     check_damaged(spilling, 0, "block 0 ");
     flip_bit(path, 0);
     check_right_again(spilling, 0);
+}
+
+static bool is_readable(struct spilling *spilling, unsigned index)
+{
+    return store_readable(store_of(spilling), spilling->objects[index].number) == 0;
+}
+
+/* The kernel dropped a page that it could not write, and reads what the disk has: the file's ctime
+ * says nothing of it. */
+static void what_was_not_written_back_is_noticed(void **state)
+{
+    struct spilling *spilling = *state;
+    char path[160];
+    struct stat info;
+    spilling->fixture.options.writeback_ns = 1;
+    spilling_open(spilling);
+    writing_fails("writeback", true);
+    put_seven(spilling);
+    path_of(spilling, 0, path);
+    open_object(spilling, 0);
+    check_object(spilling, 0);
+    WAIT_UNTIL(writing_waits() == 1);
+    flip_bit(path, MIB + 4711);
+    assert_int_equal(stat(path, &info), 0);
+    fetch_set_verified(store_of(spilling), spilling->objects[0].number, fetch_changed_ns(&info));
+    assert_true(is_readable(spilling, 0));
+    writing_fails("writeback", false);
+    WAIT_UNTIL(!is_readable(spilling, 0));
+    check_damaged(spilling, 0, "block 1 ");
+    assert_int_equal(usage_of(spilling).spill_errors, 1);
+    close_object(spilling, 0);
+    check_object(spilling, 1);
+}
+
+static void a_copy_that_was_not_written_back_leaves_its_object_in_memory(void **state)
+{
+    struct spilling *spilling = *state;
+    writing_fails("evictor", false);
+    put_some(spilling, 7);
+    WAIT_UNTIL(usage_of(spilling).spill_errors > 1);
+    for (unsigned i = 0; i < 7; i++) {
+        assert_int_equal(tier_of(spilling, i), TIER_MEMORY);
+        check_object(spilling, i);
+    }
+    writing_fails(NULL, false);
+    WAIT_UNTIL(memory_is_settled(spilling));
+    for (unsigned i = 0; i < 7; i++)
+        check_object(spilling, i);
 }
 
 static void a_file_cut_short_gives_eio_and_can_be_put_right(void **state)
@@ -197,6 +297,11 @@ int main(void)
     const struct CMUnitTest tests[] = {
         OPENED(a_flipped_bit_gives_eio_names_the_block_and_can_be_put_right),
         OPENED(a_bit_flipped_while_nobody_was_there_gives_eio),
+        cmocka_unit_test_setup_teardown(what_was_not_written_back_is_noticed, spilling_setup_closed,
+                                        writing_teardown),
+        cmocka_unit_test_setup_teardown(
+            a_copy_that_was_not_written_back_leaves_its_object_in_memory, spilling_setup,
+            writing_teardown),
         OPENED(a_file_cut_short_gives_eio_and_can_be_put_right),
         OPENED(a_file_that_is_longer_gives_eio),
         OPENED(a_file_that_is_gone_gives_eio_and_a_sentence),
