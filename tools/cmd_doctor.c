@@ -80,6 +80,9 @@ static int run(struct cli *cli, int argc, char **argv)
     doctor_check_kernel(&doctor);
     doctor_check_machine(&doctor);
     doctor_check_spill(&doctor);
+    doctor_check_mounts(&doctor);
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(doctor.spill_places); i++)
+        free(doctor.spill_places[i]);
     if (cli->json)
         cli_print_json(
             json_pack("{s:b, s:o}", "usable", !doctor.failed, "checks", doctor.findings));

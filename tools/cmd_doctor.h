@@ -31,11 +31,14 @@ bool doctor_is_admin(void);
 
 /* The kernel's side: version, FUSE, ring, passthrough. */
 void doctor_check_kernel(struct doctor *doctor);
-/* The machine's: memory, limits, disk, programs, mounts. */
+/* The machine's: memory, limits, disk, programs. */
 void doctor_check_machine(struct doctor *doctor);
-/* Spilling: the directories that `mobula up` would use now, and those of each mount that answers,
- * with how it spills. */
+/* The spill directories that `mobula up` would use now. */
 void doctor_check_spill(struct doctor *doctor);
+/* Each mount: whether it answers, within five seconds, and then how it spills. */
+void doctor_check_mounts(struct doctor *doctor);
+/* How a mount that answers spills, and its directories. */
+void doctor_check_mount_spill(struct doctor *doctor, const char *mount_path);
 
 /* `mobula doctor --spill DIR`: lists the files of a spill directory and compares each with its
  * header, by reading it. Needs no daemon, and disturbs none. EX_OK: none is damaged; 1: some are;

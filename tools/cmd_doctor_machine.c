@@ -1,4 +1,4 @@
-/* mobula doctor, the machine's side: programs, memory, limits, disk, mounts. */
+/* mobula doctor, the machine's side: programs, memory, limits, disk. */
 #include "tools/cmd_doctor.h"
 
 #include <fcntl.h>
@@ -207,28 +207,6 @@ static void check_state(struct doctor *doctor)
                     doctor->state, available);
 }
 
-/* --- mounts --- */
-
-static bool check_mount(void *context, const char *path)
-{
-    struct doctor *doctor = context;
-    struct stat st;
-    struct statfs fs; /* asks the daemon, which stat(2) may not */
-    char inner[PATH_MAX], mend[PATH_MAX + 64];
-    snprintf(inner, sizeof inner, "%s/objects", path);
-    if (!statfs(path, &fs) && !stat(inner, &st)) {
-        doctor_find(doctor, "mount", DOCTOR_OK, NULL, "%s answers", path);
-        return true;
-    }
-    int error = errno;
-    snprintf(mend, sizeof mend, "'mobula up %s' replaces it, 'mobula down %s' takes it away", path,
-             path);
-    /* Someone else's is no finding. */
-    if (error != EACCES)
-        doctor_find(doctor, "mount", DOCTOR_WARN, mend, "%s: %s", path, strerror(error));
-    return true;
-}
-
 void doctor_check_machine(struct doctor *doctor)
 {
     check_programs(doctor);
@@ -238,8 +216,4 @@ void doctor_check_machine(struct doctor *doctor)
     check_files(doctor);
     check_idle_cpus(doctor);
     check_state(doctor);
-    if (doctor->cli->mount_option)
-        check_mount(doctor, doctor->cli->mount_option);
-    else
-        cli_mount_each(check_mount, doctor);
 }

@@ -84,7 +84,7 @@ static void check_place(struct doctor *doctor, const char *path, bool used)
 
 /* --- what `mobula up` would use --- */
 
-static void check_default(struct doctor *doctor)
+void doctor_check_spill(struct doctor *doctor)
 {
     char path[PATH_MAX];
     struct up_options options = {0};
@@ -128,15 +128,13 @@ static bool check_arguments(struct doctor *doctor, pid_t keeper_pid)
     return found;
 }
 
-static bool check_mount(void *context, const char *mount_path)
+void doctor_check_mount_spill(struct doctor *doctor, const char *mount_path)
 {
-    struct doctor *doctor = context;
     struct cli_daemon daemon;
     struct cli_mount mount = {.fd = -1};
     char path[PATH_MAX];
-    /* One that doesn't answer has been found before. */
     if (cli_daemon_read(mount_path, &daemon, NULL))
-        return true;
+        return;
     cleanup_fd int root = open(mount_path, O_PATH | O_DIRECTORY | O_CLOEXEC);
     mount.fd = root;
     snprintf(path, sizeof path, "nodes/%s/memory", daemon.node);
@@ -162,16 +160,4 @@ static bool check_mount(void *context, const char *mount_path)
     }
     json_decref(memory);
     json_decref(about);
-    return true;
-}
-
-void doctor_check_spill(struct doctor *doctor)
-{
-    check_default(doctor);
-    if (doctor->cli->mount_option)
-        check_mount(doctor, doctor->cli->mount_option);
-    else
-        cli_mount_each(check_mount, doctor);
-    for (size_t i = 0; i < MOB_ARRAY_LENGTH(doctor->spill_places); i++)
-        free(doctor->spill_places[i]);
 }

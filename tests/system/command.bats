@@ -486,6 +486,18 @@ requests() { sed -n 's/^mobula_fuse_requests_total{opcode="'"$1"'"} //p' "$MNT/m
     is_json "$output"
 }
 
+@test "doctor says of a mount that does not answer, and does not hang" {
+    local pid
+    pid=$(node daemon pid)
+    kill -STOP "$pid"
+    run timeout -s KILL 30 mobula doctor --mount "$MNT"
+    kill -CONT "$pid"
+    matches "$output" "$MNT did not answer for 5 s"
+    matches "$output" 'mobula down'
+    exits 0 mobula doctor --mount "$MNT"
+    matches "$output" "$MNT answers"
+}
+
 # --- up and down ---
 
 @test "up on what is mounted already, isn't there, or is no directory, says so" {
