@@ -443,7 +443,7 @@ void transport_name_thread(const char *what, unsigned number)
     pthread_setname_np(pthread_self(), name);
     /* Each request is answered in microseconds, and somebody waits for it: not behind the programs
      * that fill the cores, nor behind what is written to disk. An ordinary user may not ask. */
-    if (setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), HURRY))
+    if (!mob_hurry(HURRY))
         mob_log_debug("thread %s has no priority: %s", name, strerror(errno));
 }
 

@@ -108,6 +108,11 @@ char *mob_format_duration(uint64_t ns, char out[32]);
 uint64_t mob_monotonic_ns(void);
 uint64_t mob_realtime_ns(void);
 
+/* Gives the calling thread priority: nice(2) value `nice`, where that is allowed, else as it was;
+ * and short turns, so that it runs soon when it has something to do, and those who wait for its
+ * core soon after it: on kernels from 6.12 on, whose scheduler (EEVDF) lets a thread ask for
+ * another slice (sched_setattr(2), sched_runtime). False: there is no priority. */
+bool mob_hurry(int nice);
 /* Takes back what priority the calling thread has from the one that made it. */
 void mob_no_hurry(void);
 

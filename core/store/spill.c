@@ -46,7 +46,7 @@ errint_t spill_open(struct store *store, struct mob_error *err)
  * speed, a few milliseconds are all there is. An ordinary user may not ask for it. */
 void spill_hurry(void)
 {
-    if (setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), -15))
+    if (!mob_hurry(-15))
         mob_log_debug("store: the evictor has no priority: %s", strerror(errno));
 }
 

@@ -3,6 +3,7 @@
 #include "tests/bench/bench_spill.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,18 +29,76 @@ static int compare_doubles(const void *a, const void *b)
     return left < right ? -1 : left > right;
 }
 
-/* Gets small objects for so long as `writer` runs, or so many seconds; the time in us that 99 of
- * 100 took at most. */
-static double percentile_99(unsigned objects, double seconds, pid_t writer, bool *failed)
+static double percentile(double *times, size_t count, unsigned percent)
 {
-    double *times = calloc(GETS, sizeof(*times)), began = bench_seconds(), at = began;
+    qsort(times, count, sizeof(*times), compare_doubles);
+    return count ? times[count - 1 - count * (100 - percent) / 100] : 0;
+}
+
+/* What the machine itself needs for a get: a message to another process and its answer. */
+struct echo {
+    pid_t pid;
+    int to, from;
+};
+
+static void echo_start(struct echo *echo)
+{
+    int there[2], back[2];
+    char byte;
+
+    if (pipe2(there, O_CLOEXEC) < 0 || pipe2(back, O_CLOEXEC) < 0)
+        bench_fail("pipe", "");
+    fflush(NULL);
+    echo->pid = fork();
+    if (echo->pid < 0)
+        bench_fail("fork", "");
+    if (!echo->pid) {
+        close(there[1]);
+        close(back[0]);
+        while (read(there[0], &byte, 1) == 1 && write(back[1], &byte, 1) == 1) {
+        }
+        _exit(0);
+    }
+    close(there[0]);
+    close(back[1]);
+    echo->to = there[1];
+    echo->from = back[0];
+}
+
+static void echo_end(struct echo *echo)
+{
+    close(echo->to);
+    close(echo->from);
+    waitpid(echo->pid, NULL, 0);
+}
+
+static double echo_time(const struct echo *echo)
+{
+    double began = bench_seconds();
+    char byte = 'e';
+
+    if (write(echo->to, &byte, 1) != 1 || read(echo->from, &byte, 1) != 1)
+        bench_fail("echo", "");
+    return (bench_seconds() - began) * 1e6;
+}
+
+struct latency {
+    struct figure middle, most, echo_middle, echo_most; /* of 100: 50, 99 */
+};
+
+/* Gets small objects for so long as `writer` runs, or so many seconds. False: the writer failed. */
+static bool measure_latency(struct latency *latency, unsigned objects, double seconds, pid_t writer)
+{
+    double *times = calloc(2 * GETS, sizeof(*times)), *echoes = times + GETS;
+    double began = bench_seconds(), at;
     char data[2 * SPILL_SMALL_BYTES];
+    struct echo echo;
     size_t count = 0;
-    double result;
     int status = 0;
 
     if (!times)
         bench_fail("memory", "");
+    echo_start(&echo);
     while (count < GETS &&
            (writer ? waitpid(writer, &status, WNOHANG) == 0 : bench_seconds() - began < seconds)) {
         unsigned number = (unsigned)(count % objects);
@@ -47,16 +106,28 @@ static double percentile_99(unsigned objects, double seconds, pid_t writer, bool
         at = bench_seconds();
         if (bench_get(bench_path("staging/bench/get/%u", number), data, sizeof(data)) == 0)
             bench_fail("short read", "");
-        times[count++] = (bench_seconds() - at) * 1e6;
-        usleep(200); /* a client that asks now and then, not one that fills a core */
+        times[count] = (bench_seconds() - at) * 1e6;
+        usleep(100); /* a client that asks now and then, not one that fills a core */
+        echoes[count++] = echo_time(&echo);
+        usleep(100);
     }
     if (writer && count == GETS)
         waitpid(writer, &status, 0);
-    *failed = writer && status != 0;
-    qsort(times, count, sizeof(*times), compare_doubles);
-    result = count ? times[count - 1 - count / 100] : 0;
+    echo_end(&echo);
+    figure_add(&latency->middle, percentile(times, count, 50));
+    figure_add(&latency->most, percentile(times, count, 99));
+    figure_add(&latency->echo_middle, percentile(echoes, count, 50));
+    figure_add(&latency->echo_most, percentile(echoes, count, 99));
     free(times);
-    return result;
+    return !writer || status == 0;
+}
+
+static void report_latency(struct latency *latency)
+{
+    figure_report(&latency->middle);
+    figure_report(&latency->most);
+    figure_report(&latency->echo_middle);
+    figure_report(&latency->echo_most);
 }
 
 static pid_t start_writer(unsigned count)
@@ -77,21 +148,25 @@ static pid_t start_writer(unsigned count)
 
 static void measure_gets(void)
 {
-    struct figure rest = {.key = "spill_get_rest", .unit = "us"};
-    struct figure spilling = {.key = "spill_get_spilling", .unit = "us"};
+    struct latency rest = {.middle = {.key = "spill_get_rest_50", .unit = "us"},
+                           .most = {.key = "spill_get_rest", .unit = "us"},
+                           .echo_middle = {.key = "spill_echo_rest_50", .unit = "us"},
+                           .echo_most = {.key = "spill_echo_rest", .unit = "us"}};
+    struct latency spilling = {.middle = {.key = "spill_get_spilling_50", .unit = "us"},
+                               .most = {.key = "spill_get_spilling", .unit = "us"},
+                               .echo_middle = {.key = "spill_echo_spilling_50", .unit = "us"},
+                               .echo_most = {.key = "spill_echo_spilling", .unit = "us"}};
     unsigned objects = 1000, full = spill_object_count() / 3, count = spill_object_count();
-    bool failed = false;
 
     if (mkdir(bench_path("staging/bench/get"), 0755) < 0)
         bench_fail("mkdir", "staging/bench/get");
     for (unsigned i = 0; i < objects; i++)
         bench_put(bench_path("staging/bench/get/%u", i), spill_block, 1024);
     for (unsigned run = 0; run < bench_options.runs; run++) {
-        figure_add(&rest, percentile_99(objects, bench_scaled(3, 1), 0, &failed));
+        measure_latency(&rest, objects, bench_scaled(3, 1), 0);
         for (unsigned i = 0; i < full; i++) /* memory is full when it begins */
             spill_put_object(count + i);
-        figure_add(&spilling, percentile_99(objects, 0, start_writer(count), &failed));
-        if (failed)
+        if (!measure_latency(&spilling, objects, 0, start_writer(count)))
             bench_fail("a writer failed", "");
         spill_free_objects(0, count + full);
         spill_wait_for("memory", "disk_used_bytes", 0);
@@ -101,8 +176,8 @@ static void measure_gets(void)
             bench_fail("unlink", "staging/bench/get");
     if (rmdir(bench_path("staging/bench/get")) < 0)
         bench_fail("rmdir", "staging/bench/get");
-    figure_report(&rest);
-    figure_report(&spilling);
+    report_latency(&rest);
+    report_latency(&spilling);
 }
 
 /* --- many small ones --- */

@@ -3,8 +3,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include "core/base/error.h"
@@ -245,6 +248,42 @@ static void directories_are_made_with_their_parents(void **state)
     assert_int_equal(access(dir, F_OK), -1);
 }
 
+/* As <linux/sched/types.h> has it, which glibc's headers don't go with. */
+struct scheduling {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime_ns, deadline_ns, period_ns;
+};
+
+static void *hurry_and_tell(void *argument)
+{
+    struct scheduling *out = argument;
+    assert_true(mob_hurry(3)); /* to be nicer is allowed to everybody */
+    assert_int_equal(syscall(SYS_sched_getattr, 0, out, sizeof *out, 0), 0);
+    mob_no_hurry();
+    return NULL;
+}
+
+static void who_hurries_has_its_priority_and_short_turns(void **state)
+{
+    struct scheduling inside = {0}, outside = {0};
+    struct utsname kernel;
+    int major = 0, minor = 0;
+    pthread_t thread;
+    (void)state;
+    assert_int_equal(pthread_create(&thread, NULL, hurry_and_tell, &inside), 0);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_int_equal(inside.nice, 3);
+    assert_int_equal(syscall(SYS_sched_getattr, 0, &outside, sizeof outside, 0), 0);
+    assert_int_equal(outside.nice, 0);
+    assert_int_equal(uname(&kernel), 0);
+    assert_int_equal(sscanf(kernel.release, "%d.%d", &major, &minor), 2);
+    if (major > 6 || (major == 6 && minor >= 12))
+        assert_int_equal(inside.runtime_ns, 100000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -259,6 +298,7 @@ int main(void)
         cmocka_unit_test(short_and_interrupted_writes_are_finished),
         cmocka_unit_test(a_file_is_written_whole_or_not_at_all),
         cmocka_unit_test(directories_are_made_with_their_parents),
+        cmocka_unit_test(who_hurries_has_its_priority_and_short_turns),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -246,7 +246,13 @@ static struct object_info object_of(struct fixture *fixture, const struct mob_id
 {
     struct mob_id id = mob_id_with_index(job, index);
     struct object_info info;
+    uint64_t end = mob_monotonic_ns() + UINT64_C(10000000000);
     assert_int_equal(store_find(fixture->store, &id, &info), 0);
+    /* A job's state goes ahead of its objects' by a moment, so that it never lags behind. */
+    while (info.state == OBJECT_PENDING && mob_monotonic_ns() < end) {
+        usleep(200);
+        assert_int_equal(store_find(fixture->store, &id, &info), 0);
+    }
     return info;
 }
 
