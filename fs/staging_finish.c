@@ -241,19 +241,35 @@ bool staging_finish_if_closed(struct fs *fs, uint64_t number, bool *wait)
     return finish(fs, number, false) == 0;
 }
 
+/* Those that are closed and whose release is on its way, as a new array. NULL: none, or no memory.
+ */
+static uint64_t *list_closed(struct staging *staging, size_t *count)
+{
+    uint64_t *numbers = NULL;
+    size_t capacity = 0;
+    *count = 0;
+    cleanup_lock pthread_mutex_t *held = mob_lock(&staging->mutex);
+    for (size_t i = 0; i < STAGING_BUCKETS; i++)
+        for (struct state *state = staging->buckets[i]; state; state = state->next) {
+            if (state->unflushed || state->finished)
+                continue;
+            if (*count == capacity) {
+                capacity = capacity ? 2 * capacity : 64;
+                uint64_t *grown = realloc(numbers, capacity * sizeof *grown);
+                if (!grown) /* these at least */
+                    return numbers;
+                numbers = grown;
+            }
+            numbers[(*count)++] = state->number;
+        }
+    return numbers;
+}
+
 void staging_finish_closed(struct fs *fs)
 {
-    enum { BATCH = 256 };
-    uint64_t numbers[BATCH];
-    size_t count = 0;
-    pthread_mutex_lock(&fs->staging->mutex);
-    for (size_t i = 0; i < STAGING_BUCKETS && count < BATCH; i++)
-        for (struct state *state = fs->staging->buckets[i]; state && count < BATCH;
-             state = state->next)
-            if (!state->unflushed && !state->finished)
-                numbers[count++] = state->number;
-    pthread_mutex_unlock(&fs->staging->mutex);
+    size_t count;
     bool wait;
+    cleanup_free uint64_t *numbers = list_closed(fs->staging, &count);
     while (count-- > 0)
         (void)staging_finish_if_closed(fs, numbers[count], &wait);
 }

@@ -18,8 +18,13 @@ setup_file()
     sha256sum <"$ROOM/large" >"$ROOM/large.sum"
 }
 
+teardown() {
+    end_test
+    if is_mounted "$ROOM/full-disk"; then umount "$ROOM/full-disk"; fi
+}
+
 teardown_file() {
-    within 30 mobula down "$SMALL"
+    if is_mounted "$SMALL"; then within 30 mobula down "$SMALL"; fi
     stop_mount
 }
 
@@ -162,7 +167,9 @@ same_as_large() { equals "$(sha256sum <"$1")" "$(cat "$ROOM/large.sum")"; }
             put=$((put + 1))
         done
         ((put > 10 && put < 40))
-        ((put >= ${first:=$put} - 4)) # no less than before: what was removed is off the disk
+        # No less than before: what was removed is off the disk. (A sanitizer's server may be too slow
+        # to spill all that there is room for.)
+        ((put >= ${first:=$put} - 4 || MOBULA_TEST_SLOW > 1))
         matches "$(cat "$BATS_TEST_TMPDIR/error")" "No space left on device"
         for ((i = 0; i < put; i++)); do
             equals "$(sha256sum <"$mnt/staging/full-$i")" \
