@@ -20,7 +20,7 @@ setup_file()
 
 teardown() {
     end_test
-    if is_mounted "$ROOM/full-disk"; then umount "$ROOM/full-disk"; fi
+    if mountpoint -q "$ROOM/full-disk"; then umount "$ROOM/full-disk"; fi
 }
 
 teardown_file() {
