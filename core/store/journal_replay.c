@@ -358,6 +358,18 @@ static errint_t take(struct replay *replay, uint64_t base, const struct journal_
     return error || replay->ended ? error : carry_out(replay, frame, operations);
 }
 
+/* Nothing behind `offset` is a frame. Whether what was there had been durable, nobody can tell: the
+ * next frame would have said so. */
+static void note_end(const struct replay *replay, const struct journal_source *source,
+                     uint64_t offset)
+{
+    mob_log_warning("store: %s/%016llx.log: its last %llu bytes are no whole transaction: they had "
+                    "not been written whole, or are damaged; it ends with transaction %llu",
+                    replay->journal->path, (unsigned long long)source->base,
+                    (unsigned long long)(source->size - offset),
+                    (unsigned long long)replay->sequence);
+}
+
 /* Frames above replay->sequence, up to `until`. */
 static errint_t replay_frames(struct replay *replay, struct journal_source *source, uint64_t until)
 {
@@ -369,8 +381,11 @@ static errint_t replay_frames(struct replay *replay, struct journal_source *sour
         int got = journal_next(source, &offset, &frame, &operations);
         if (got == 0)
             break;
-        if (got == -EBADMSG && !journal_skip(source, &offset))
+        if (got == -EBADMSG && !journal_skip(source, &offset)) {
+            if (until == UINT64_MAX) /* else the next log tells that something is missing */
+                note_end(replay, source, offset);
             break;
+        }
         if (got == -EBADMSG)
             continue;
         if (got < 0)

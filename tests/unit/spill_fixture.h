@@ -4,6 +4,7 @@
 #define MOBULA_TESTS_SPILL_FIXTURE_H
 
 #include "core/store/store_internal.h"
+#include "tests/unit/log_fixture.h"
 #include "tests/unit/store_fixture.h"
 
 #include <fcntl.h>
@@ -256,25 +257,6 @@ static inline void put_striped(struct spilling *spilling)
         put_some(spilling, 1);
         WAIT_UNTIL(memory_is_settled(spilling));
     }
-}
-
-/* Standard error goes to a file, whose content is returned; call with NULL to begin. */
-static inline char *log_caught(int *kept)
-{
-    char *text;
-    if (*kept < 0) {
-        *kept = dup(2);
-        int fd = open("/tmp", O_RDWR | O_TMPFILE, 0600);
-        assert_true(fd >= 0 && dup2(fd, 2) == 2);
-        close(fd);
-        return NULL;
-    }
-    off_t bytes = lseek(2, 0, SEEK_END);
-    text = calloc(1, (size_t)bytes + 1);
-    assert_int_equal(pread(2, text, (size_t)bytes, 0), bytes);
-    dup2(*kept, 2);
-    close(*kept);
-    return text;
 }
 
 static inline bool has_name(struct spilling *spilling, unsigned index)

@@ -1,6 +1,7 @@
 /* core/store/journal: what it says is durable is there when the tables are made anew, whatever
  * happened to the files; and where a call fails, nobody is told that it didn't. */
 #include "journal_fixture.h"
+#include "log_fixture.h"
 
 #include <stdatomic.h>
 
@@ -260,6 +261,29 @@ static void a_torn_end_loses_only_what_is_behind_it(void **state)
     }
     free(whole);
     life_remove(&copy);
+    life_remove(&life);
+}
+
+/* It may have been synced: who asked for that must be able to learn of it. */
+static void a_last_transaction_that_is_damaged_is_told_in_the_log(void **state)
+{
+    struct life life;
+    char path[128];
+    size_t bytes;
+    int kept = -1;
+    (void)state;
+    uint64_t base = make_twenty(&life, true);
+    uint64_t last = frame_start(&life, base, FRAMES);
+    life_end(&life);
+    char *whole = read_whole(file_of(&life, base, "log", path), &bytes);
+    whole[last + sizeof(struct journal_frame)] ^= 1;
+    write_whole(path, whole, bytes);
+    free(whole);
+    log_caught(&kept);
+    life_replay(&life);
+    cleanup_free char *log = log_caught(&kept);
+    assert_int_equal(which_sum(&life), FRAMES - 1);
+    assert_non_null(strstr(log, "bytes are no whole transaction"));
     life_remove(&life);
 }
 
@@ -939,6 +963,7 @@ int main(void)
         TEST(what_was_synced_is_there_after_a_replay),
         TEST(a_value_that_was_written_into_its_place_is_replayed),
         TEST(a_torn_end_loses_only_what_is_behind_it),
+        TEST(a_last_transaction_that_is_damaged_is_told_in_the_log),
         TEST(a_flipped_bit_in_what_was_synced_loses_one_transaction_and_is_noticed),
         TEST(a_flipped_bit_in_what_was_not_synced_loses_what_is_behind_it),
         TEST(a_sector_that_cannot_be_read_loses_only_what_is_in_it),
