@@ -1,6 +1,5 @@
 /* The places of a daemon: state directory, memory directory, and what is kept of memory between an
  * orderly end and the next start. */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
@@ -15,6 +14,7 @@
 #include "core/base/log.h"
 #include "core/base/util.h"
 #include "core/cluster/identity.h"
+#include "tools/saved_memory.h"
 #include "tools/settings.h"
 
 static errint_t make_place(const char *path, mode_t mode, struct mob_error *err)
@@ -181,79 +181,16 @@ static errint_t place_forgets(struct settings *settings, struct mob_error *err)
 
 /* --- memory kept on disk between an orderly end and the next start --- */
 
-static errint_t copy_file(int from_dir, int to_dir, const char *name)
-{
-    cleanup_fd int from = openat(from_dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (from < 0)
-        return -errno;
-    cleanup_fd int to = openat(to_dir, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    if (to < 0)
-        return -errno;
-    size_t room = 1u << 20;
-    cleanup_free char *buffer = malloc(room);
-    if (!buffer)
-        return -ENOMEM;
-    ssize_t got;
-    while ((got = mob_read_full(from, buffer, room)) > 0) {
-        errint_t error = mob_write_full(to, buffer, (size_t)got);
-        if (error)
-            return error;
-    }
-    if (got < 0)
-        return (errint_t)got;
-    return fsync(to) ? -errno : 0;
-}
-
-/* Copies every regular file that has bytes; removes each source after it if `move`. */
-static errint_t copy_all(const char *from, const char *to, bool move)
-{
-    cleanup_fd int to_dir = open(to, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (to_dir < 0)
-        return -errno;
-    DIR *dir = opendir(from);
-    if (!dir)
-        return errno == ENOENT ? 0 : -errno;
-    errint_t error = 0;
-    struct dirent *entry;
-    struct stat st;
-    while (!error && (entry = readdir(dir))) {
-        if (fstatat(dirfd(dir), entry->d_name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
-            continue;
-        if (st.st_size)
-            error = copy_file(dirfd(dir), to_dir, entry->d_name);
-        if (!error && move)
-            unlinkat(dirfd(dir), entry->d_name, 0);
-    }
-    closedir(dir);
-    return error;
-}
-
-static void remove_all(const char *path)
-{
-    DIR *dir = opendir(path);
-    if (!dir)
-        return;
-    struct dirent *entry;
-    while ((entry = readdir(dir)))
-        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
-            unlinkat(dirfd(dir), entry->d_name, 0);
-    closedir(dir);
-    rmdir(path);
-}
-
 static errint_t restore_memory(const struct settings *settings, const char *data_dir,
                                struct mob_error *err)
 {
-    if (access(settings->saved_dir, F_OK))
-        return 0;
-    errint_t error = copy_all(settings->saved_dir, data_dir, true);
+    errint_t error = saved_memory_restore(settings->saved_dir, data_dir);
     if (error)
         return mob_error_set(err, error,
                              "objects kept in %s don't fit into memory (%llu bytes): %s; give a "
                              "larger --memory",
                              settings->saved_dir, (unsigned long long)settings->memory_bytes,
                              strerror(-error));
-    rmdir(settings->saved_dir);
     return 0;
 }
 
@@ -261,17 +198,12 @@ errint_t settings_save_memory(const struct settings *settings, struct mob_error 
 {
     char data_dir[PATH_MAX + 8];
     snprintf(data_dir, sizeof data_dir, "%s/data", settings->memory_dir);
-    errint_t error = mob_make_directories(settings->saved_dir, 0700);
-    if (!error)
-        error = copy_all(data_dir, settings->saved_dir, false);
-    if (error) {
-        remove_all(settings->saved_dir);
+    errint_t error = saved_memory_keep(data_dir, settings->saved_dir);
+    if (error)
         return mob_error_set(err, error,
                              "memory can't be kept on disk (%s): %s; it stays in %s until the "
                              "machine goes down",
                              settings->saved_dir, strerror(-error), settings->memory_dir);
-    }
-    rmdir(settings->saved_dir); /* if it is empty */
     if (settings->own_tmpfs) {
         if (umount2(settings->memory_dir, MNT_DETACH))
             return mob_error_set(err, -errno, "can't unmount %s: %s", settings->memory_dir,
@@ -279,9 +211,9 @@ errint_t settings_save_memory(const struct settings *settings, struct mob_error 
         rmdir(settings->memory_dir);
         return 0;
     }
-    remove_all(data_dir);
-    remove_all(settings->work_dir);
-    remove_all(settings->memory_dir);
+    saved_memory_remove(data_dir);
+    saved_memory_remove(settings->work_dir);
+    saved_memory_remove(settings->memory_dir);
     return 0;
 }
 

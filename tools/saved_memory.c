@@ -1,0 +1,174 @@
+/* What is kept of memory on disk between an orderly end and the next start. See saved_memory.h. */
+#include "tools/saved_memory.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "core/base/log.h"
+#include "core/base/util.h"
+
+enum { CHUNK_BYTES = 1 << 20 };
+
+/* Behind the bytes of each file. The checksum is that of the file's name and its bytes. */
+struct trailer {
+    char magic[8];
+    uint64_t bytes;
+    XXH128_canonical_t sum;
+};
+static const char magic[8] = "mobulasv";
+
+_Static_assert(sizeof(struct trailer) == 32, "no padding goes to disk");
+
+/* Up to `limit` bytes; *out describes them. */
+static errint_t copy_bytes(int from, int to, uint64_t limit, const char *name, struct trailer *out)
+{
+    cleanup_free void *buffer = malloc(CHUNK_BYTES);
+    XXH3_state_t *state = XXH3_createState();
+    errint_t error = buffer && state ? 0 : -ENOMEM;
+    ssize_t got = error ? 0 : 1;
+    *out = (struct trailer){0};
+    memcpy(out->magic, magic, sizeof magic);
+    if (!error) {
+        XXH3_128bits_reset(state);
+        XXH3_128bits_update(state, name, strlen(name));
+    }
+    while (!error && got > 0 && out->bytes < limit) {
+        uint64_t left = limit - out->bytes;
+        got = mob_read_full(from, buffer, left < CHUNK_BYTES ? (size_t)left : CHUNK_BYTES);
+        error = got < 0 ? (errint_t)got : mob_write_full(to, buffer, (size_t)got);
+        if (!error) {
+            XXH3_128bits_update(state, buffer, (size_t)got);
+            out->bytes += (uint64_t)got;
+        }
+    }
+    if (!error)
+        XXH128_canonicalFromHash(&out->sum, XXH3_128bits_digest(state));
+    XXH3_freeState(state);
+    return error;
+}
+
+static errint_t open_both(int from_dir, int to_dir, const char *name, int *from, int *to)
+{
+    *from = openat(from_dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (*from < 0)
+        return -errno;
+    *to = openat(to_dir, name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    return *to < 0 ? -errno : 0;
+}
+
+static errint_t keep_file(int from_dir, int to_dir, const char *name)
+{
+    cleanup_fd int from = -1;
+    cleanup_fd int to = -1;
+    struct trailer trailer;
+    errint_t error = open_both(from_dir, to_dir, name, &from, &to);
+    if (!error)
+        error = copy_bytes(from, to, UINT64_MAX, name, &trailer);
+    if (!error)
+        error = mob_write_full(to, &trailer, sizeof trailer);
+    return error ? error : fsync(to) ? -errno : 0;
+}
+
+/* 1: it is not what was saved. */
+static errint_t restore_file(int from_dir, int to_dir, const char *name)
+{
+    cleanup_fd int from = -1;
+    cleanup_fd int to = -1;
+    struct stat info;
+    struct trailer is, expected = {0};
+    errint_t error = open_both(from_dir, to_dir, name, &from, &to);
+    if (!error && fstat(from, &info) < 0)
+        error = -errno;
+    if (error)
+        return error;
+    uint64_t bytes = (uint64_t)info.st_size - sizeof expected;
+    if ((uint64_t)info.st_size < sizeof expected ||
+        mob_pread_full(from, &expected, sizeof expected, (off_t)bytes) != sizeof expected)
+        error = 1;
+    if (!error)
+        error = copy_bytes(from, to, bytes, name, &is);
+    return !error && memcmp(&is, &expected, sizeof is) != 0 ? 1 : error == -EIO ? 1 : error;
+}
+
+static void put_aside(int saved_dir, int data_dir, const char *saved_path, const char *name)
+{
+    char aside[NAME_MAX + sizeof SAVED_DAMAGED_PREFIX];
+    snprintf(aside, sizeof aside, SAVED_DAMAGED_PREFIX "%s", name);
+    unlinkat(data_dir, name, 0);
+    bool moved = renameat(saved_dir, name, saved_dir, aside) == 0;
+    mob_log_error("store: %s/%s is damaged, and its object is lost; the file is kept as %s",
+                  saved_path, name, moved ? aside : name);
+}
+
+/* Is this entry a file to be copied? */
+static bool is_data(int dir, const char *name)
+{
+    struct stat info;
+    return strncmp(name, SAVED_DAMAGED_PREFIX, sizeof SAVED_DAMAGED_PREFIX - 1) != 0 &&
+           fstatat(dir, name, &info, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(info.st_mode) &&
+           info.st_size;
+}
+
+errint_t saved_memory_keep(const char *data_dir, const char *saved_dir)
+{
+    errint_t error = mob_make_directories(saved_dir, 0700);
+    cleanup_fd int to = error ? -1 : open(saved_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = error ? NULL : opendir(data_dir);
+    if (!error && (to < 0 || (!dir && errno != ENOENT)))
+        error = -errno;
+    for (struct dirent *entry; !error && dir && (entry = readdir(dir));)
+        if (is_data(dirfd(dir), entry->d_name))
+            error = keep_file(dirfd(dir), to, entry->d_name);
+    if (dir)
+        closedir(dir);
+    if (error)
+        saved_memory_remove(saved_dir);
+    else
+        rmdir(saved_dir); /* if it is empty */
+    return error;
+}
+
+errint_t saved_memory_restore(const char *saved_dir, const char *data_dir)
+{
+    DIR *dir = opendir(saved_dir);
+    if (!dir)
+        return errno == ENOENT ? 0 : -errno;
+    cleanup_fd int to = open(data_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    errint_t error = to < 0 ? -errno : 0;
+    for (struct dirent *entry; !error && (entry = readdir(dir));) {
+        if (!is_data(dirfd(dir), entry->d_name))
+            continue;
+        error = restore_file(dirfd(dir), to, entry->d_name);
+        if (!error)
+            unlinkat(dirfd(dir), entry->d_name, 0);
+        if (error == 1) {
+            put_aside(dirfd(dir), to, saved_dir, entry->d_name);
+            error = 0;
+        }
+    }
+    closedir(dir);
+    rmdir(saved_dir);
+    return error;
+}
+
+void saved_memory_remove(const char *path)
+{
+    DIR *dir = opendir(path);
+    if (!dir)
+        return;
+    struct dirent *entry;
+    while ((entry = readdir(dir)))
+        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+            unlinkat(dirfd(dir), entry->d_name, 0);
+    closedir(dir);
+    rmdir(path);
+}
