@@ -213,6 +213,49 @@ void job_open_continue(struct fs *fs, struct parked *parked)
         transport_reply_open(parked->request, fh, OPEN_DIRECT_IO | OPEN_NOFLUSH, 0);
 }
 
+struct stream_read {
+    fuse_req_t request;
+    uint64_t number; /* of the object */
+    size_t bytes;
+    uint64_t offset, fh;
+};
+
+static void read_verified(void *argument)
+{
+    struct stream_read *read = argument;
+    struct fs *fs = fs_of(read->request);
+    errint_t error = store_opened(fs->store, read->number);
+    bool opened = !error;
+    if (!error)
+        error = store_verify(fs->store, read->number);
+    if (error)
+        fuse_reply_err(read->request, -error);
+    else
+        object_read(read->request, read->number, read->bytes, read->offset, read->fh);
+    if (opened)
+        store_open_dropped(fs->store, read->number);
+    free(read);
+}
+
+/* What a job has printed, as an object. It may have become one, and gone to disk, since the file of
+ * the job was opened: so it is verified when it is read. */
+static void read_printed(fuse_req_t request, uint64_t number, size_t bytes, uint64_t offset,
+                         uint64_t fh)
+{
+    struct fs *fs = fs_of(request);
+    if (store_readable(fs->store, number) == 0) {
+        object_read(request, number, bytes, offset, fh);
+        return;
+    }
+    struct stream_read *read = malloc(sizeof *read);
+    if (read)
+        *read = (struct stream_read){request, number, bytes, offset, fh};
+    if (!read || !slow_run(fs->slow, read_verified, read)) {
+        free(read);
+        fuse_reply_err(request, ENOMEM);
+    }
+}
+
 static void read_stream(fuse_req_t request, uint64_t number, int which, size_t bytes,
                         uint64_t offset, uint64_t fh)
 {
@@ -228,7 +271,7 @@ static void read_stream(fuse_req_t request, uint64_t number, int which, size_t b
     if (error)
         fuse_reply_err(request, -error);
     else
-        object_read(request, info.number, bytes, offset, fh);
+        read_printed(request, info.number, bytes, offset, fh);
 }
 
 static void job_file_read(fuse_req_t request, uint64_t node, size_t bytes, uint64_t offset,

@@ -270,7 +270,7 @@ static void wait_blocked(struct blocked *blocked)
     pthread_mutex_destroy(&blocked->lock);
 }
 
-errint_t fetch_and_wait(struct store *store, uint64_t number)
+errint_t store_verify(struct store *store, uint64_t number)
 {
     errint_t error = store_readable(store, number);
     /* -EIO is tried once: the file may have been mended. */

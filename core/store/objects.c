@@ -220,7 +220,7 @@ errint_t store_read_all(struct store *store, const struct mob_id *id, size_t lim
     if (!error && content.size > limit)
         error = -EFBIG;
     if (!error)
-        error = fetch_and_wait(store, info.number);
+        error = store_verify(store, info.number);
     if (!error && !(buffer = malloc(content.size + 1)))
         error = -ENOMEM;
     if (!error)
@@ -342,7 +342,7 @@ errint_t store_sha256(struct store *store, uint64_t number, char out[65])
     if (!error)
         error = kept_sum(store, number, sum);
     if (error == -ENOENT) {
-        error = fetch_and_wait(store, number);
+        error = store_verify(store, number);
         if (!error)
             error = digest(store, number, &content, sum);
         if (!error)

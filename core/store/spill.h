@@ -181,9 +181,6 @@ void grow_look(struct store *store);
 MOB_MUST_CHECK errint_t fetcher_start(struct store *store);
 /* An object on disk was opened once more: it comes to memory if there is room. No lock held. */
 void fetch_reopened(struct store *store, uint64_t number);
-/* Blocks until the object's bytes can be read: 0, or -EIO as store_readable(). Not from the
- * store's own threads. The object must be counted as open. */
-MOB_MUST_CHECK errint_t fetch_and_wait(struct store *store, uint64_t number);
 /* Notes (and logs) that the object's bytes are damaged, until fetch_forget(); an older sentence
  * goes. Without memory it is only logged. Any thread, no shard's lock held. */
 void damage_note(struct store *store, uint64_t number, const struct mob_id *id,
@@ -197,7 +194,7 @@ void fetch_seal(struct store *store, uint64_t number);
 void fetch_verify(struct store *store, uint64_t number);
 /* Are the checksums of a data file of `size` bytes in LMDB? */
 bool fetch_has_sums(struct store *store, uint64_t file, uint64_t size);
-/* Makes them, if need be, and waits for it. As fetch_and_wait(); -ENOSPC: there is no room for
+/* Makes them, if need be, and waits for it. As store_verify(); -ENOSPC: there is no room for
  * them. */
 MOB_MUST_CHECK errint_t fetch_seal_and_wait(struct store *store, uint64_t number);
 /* The time of a file's last change. */

@@ -164,6 +164,9 @@ int store_open_file(struct store *store, uint64_t file);
  * were not verified yet, store_fetch() does it; -EIO: they don't have their checksums
  * (store_failure() says which block). The object must be counted as open. */
 MOB_MUST_CHECK errint_t store_readable(struct store *store, uint64_t number);
+/* Blocks until the bytes of a ready object can be read: 0, or -EIO as store_readable(). Not from
+ * the store's own threads. The object must be counted as open. */
+MOB_MUST_CHECK errint_t store_verify(struct store *store, uint64_t number);
 
 /* "DIR/objects/HEX" of an object on disk, or of its data file in memory, as a new string the caller
  * frees. -ENOENT: it has no file. */

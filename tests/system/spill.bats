@@ -134,6 +134,20 @@ same_as_large() { equals "$(sha256sum <"$1")" "$(cat "$ROOM/large.sum")"; }
     rm "$SMALL/staging/flipped"
 }
 
+@test "a byte that changes on disk in what a job has printed is not read from its stdout either" {
+    local place
+    printf '{"command": ["cat", "%s"]}' "$ROOM/large" >"$SMALL/run/flipped"
+    same_as_large "$SMALL/run/flipped/result"
+    same_as_large "$SMALL/run/flipped/stdout"
+    place=$(getfattr --only-values -n user.mobula.place "$SMALL/run/flipped/result")
+    wait_until '[[ $(small_value memory spilling_bytes) -eq 0 ]]'
+    printf 'X%.0s' {1..64} | dd of="$place" bs=1 seek=$((5 << 20)) conv=notrunc status=none
+    run cmp "$SMALL/run/flipped/stdout" "$ROOM/large"
+    ((status != 0))
+    matches "$output" "Input/output error"
+    rm "$SMALL/run/flipped"
+}
+
 @test "the server is killed while objects are spilled: none is lost" {
     local i
     for ((i = 0; i < 20; i++)); do

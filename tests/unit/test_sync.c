@@ -126,7 +126,7 @@ static void assert_content(struct store *store, const char *name, size_t bytes, 
     assert_int_equal(store_info(store, info.number, &object), 0);
     assert_int_equal(store_opened(store, info.number), 0);
     if (object.tier == TIER_DISK)
-        assert_int_equal(fetch_and_wait(store, info.number), 0);
+        assert_int_equal(store_verify(store, info.number), 0);
     assert_int_equal(store_read_all(store, &info.target, bytes + 1, &got, &got_bytes), 0);
     assert_int_equal(got_bytes, bytes);
     assert_memory_equal(got, expected, bytes);
@@ -464,7 +464,7 @@ static void a_copy_that_is_damaged_is_never_read(void **state)
     staged_each(store_of(after), commit_recovered, store_of(after));
     assert_int_equal(names_find(store_of(after), NAMES_STAGING, "file", &info), 0);
     assert_int_equal(store_opened(store_of(after), info.number), 0);
-    assert_int_equal(fetch_and_wait(store_of(after), info.number), -EIO);
+    assert_int_equal(store_verify(store_of(after), info.number), -EIO);
     store_open_dropped(store_of(after), info.number);
     end_crash(after);
 }
