@@ -515,6 +515,17 @@ void refs_drop(struct store *store, const struct mob_id *ids, size_t count)
         object_unlink(store, &ids[i]);
 }
 
+static bool has_refs(struct store *store, uint64_t number)
+{
+    struct table_shard *shard;
+    const struct object *object = table_lock_number(&store->table, number, &shard);
+    if (!object)
+        return false;
+    bool has = object->state == OBJECT_READY && object->flags & OBJECT_HAS_REFS;
+    table_unlock(shard);
+    return has;
+}
+
 errint_t store_refs(struct store *store, uint64_t number, char **text, size_t *bytes)
 {
     struct object_info info;
@@ -531,8 +542,8 @@ errint_t store_refs(struct store *store, uint64_t number, char **text, size_t *b
     error = meta_get_number(&store->meta, reader->txn, META_REFS, number, &value, &value_bytes);
     if (!error && !refs_decode(number, value, value_bytes, &ids, &count))
         error = -EIO;
-    if (error == -ENOENT)
-        error = 0;
+    if (error == -ENOENT) /* what has a damaged key is not found: is there none? */
+        error = has_refs(store, number) ? -EIO : 0;
     char *out = error ? NULL : malloc(count * MOB_ID_STRING_BYTES + 1);
     if (!error && !out)
         error = -ENOMEM;

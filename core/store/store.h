@@ -227,7 +227,8 @@ ssize_t store_xattr_list(struct store *store, uint64_t number, char *list, size_
  * long as reading the object takes), then kept in LMDB. */
 MOB_MUST_CHECK errint_t store_sha256(struct store *store, uint64_t number, char out[65]);
 
-/* IDs that the object holds (user.mobula.refs), as text, one a line, terminated; caller frees. */
+/* IDs that the object holds (user.mobula.refs), as text, one a line, terminated; caller frees.
+ * -EIO: the list is damaged or gone. */
 MOB_MUST_CHECK errint_t store_refs(struct store *store, uint64_t number, char **text,
                                    size_t *bytes);
 

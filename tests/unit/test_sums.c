@@ -287,8 +287,8 @@ static enum finding look_at_holder(struct store *store, const struct sums *sums)
     size_t bytes = 0;
     mob_id_format(&sums->objects[0].id, id);
     bool failed = store_refs(store, holder->info.number, &refs, &bytes) != 0;
-    enum finding found = judge(failed || !bytes, !failed && bytes == MOB_ID_STRING_BYTES &&
-                                                     memcmp(refs, id, MOB_ID_DIGITS) == 0);
+    enum finding found = judge(failed, !failed && bytes == MOB_ID_STRING_BYTES &&
+                                           memcmp(refs, id, MOB_ID_DIGITS) == 0);
     ssize_t got = store_xattr_get(store, holder->info.number, "user.color", color, sizeof color);
     return worse(found, judge(got < 0, got == 6 && memcmp(color, "purple", 6) == 0));
 }
@@ -569,6 +569,29 @@ static void a_damaged_object_record_is_logged_by_number_and_the_others_are_kept(
     release_log(sums);
 }
 
+/* As after damage to its key. */
+static void a_list_of_references_that_is_not_found_is_not_an_empty_one(void **state)
+{
+    struct sums *sums = *state;
+    char *refs = NULL;
+    size_t bytes;
+    MDB_txn *txn;
+    restore(sums, sums->saved);
+    fixture_open(&sums->fixture);
+    struct store *store = sums->fixture.store;
+    store_write_lock(store);
+    assert_int_equal(meta_begin(&store->meta, 0, &txn), 0);
+    assert_int_equal(meta_delete_number(&store->meta, txn, META_REFS, sums->objects[3].info.number),
+                     0);
+    assert_int_equal(meta_commit(txn), 0);
+    store_write_unlock(store);
+    assert_int_equal(store_refs(store, sums->objects[3].info.number, &refs, &bytes), -EIO);
+    assert_int_equal(store_refs(store, sums->objects[0].info.number, &refs, &bytes), 0);
+    assert_int_equal(bytes, 0);
+    free(refs);
+    fixture_close(&sums->fixture);
+}
+
 static void a_value_under_another_key_or_in_another_table_is_noticed(void **state)
 {
     struct sums *sums = *state;
@@ -762,6 +785,7 @@ int main(void)
         TEST(each_bit_flipped_in_inline_content_gives_an_error_that_names_the_object),
         TEST(damaged_embedded_content_does_not_cost_the_object),
         TEST(a_damaged_object_record_is_logged_by_number_and_the_others_are_kept),
+        TEST(a_list_of_references_that_is_not_found_is_not_an_empty_one),
         TEST(a_value_under_another_key_or_in_another_table_is_noticed),
         TEST(a_value_shorter_than_a_checksum_is_noticed),
         TEST(a_staged_file_goes_on_without_its_damaged_attributes),
