@@ -133,7 +133,11 @@ listing() {
         sed 's,\(open-[a-z]*\t.*\.\./objects/\).*,\1,'
     find -L staging -type f ! -name 'open-*' -printf 'object %p\t%s %m %T@\n' \
         -printf 'links %p\t%n\n'
-    find -L staging run -type f ! -name usage ! -name ctl -print0 | xargs -0 sha256sum 2>&1 |
+    {
+        find -L staging run -type f ! -name usage ! -name ctl -print0
+        getfattr --only-values -n user.mobula.refs staging/holds* 2>/dev/null |
+            sed 's,^,objects/,' | sort -u | tr '\n' '\0' # what only they hold has no name
+    } | xargs -0 sha256sum 2>&1 |
         sed -n 's/^\([0-9a-f]\{64\}\)  \(.*\)/content \2\t\1/p
             s/^sha256sum: \(.*\): Input.output error$/content \1\tunreadable/p'
     getfattr -R -L -d -m '^user\.(colour|mobula\.(state|refs|error))$' staging 2>/dev/null |
