@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "fs/internal.h"
 
@@ -215,41 +216,58 @@ void job_open_continue(struct fs *fs, struct parked *parked)
 
 struct stream_read {
     fuse_req_t request;
-    uint64_t number; /* of the object */
+    struct mob_id object;
     size_t bytes;
     uint64_t offset, fh;
 };
+
+/* The object that the stream is to become in a moment, while the job ends. -EIO: it was lost. */
+static errint_t wait_printed(struct fs *fs, const struct mob_id *id, struct object_info *info)
+{
+    enum { TRIES = 200, PAUSE_US = 5000 };
+    for (unsigned i = 0; i < TRIES; i++) {
+        errint_t error = store_find(fs->store, id, info);
+        if (error != -ENOENT)
+            return error;
+        usleep(PAUSE_US);
+    }
+    return -EIO;
+}
 
 static void read_verified(void *argument)
 {
     struct stream_read *read = argument;
     struct fs *fs = fs_of(read->request);
-    errint_t error = store_opened(fs->store, read->number);
+    struct object_info info;
+    errint_t error = wait_printed(fs, &read->object, &info);
+    if (!error)
+        error = store_opened(fs->store, info.number);
     bool opened = !error;
     if (!error)
-        error = store_verify(fs->store, read->number);
+        error = store_verify(fs->store, info.number);
     if (error)
-        fuse_reply_err(read->request, -error);
+        fuse_reply_err(read->request, error == -ENOENT ? EIO : -error);
     else
-        object_read(read->request, read->number, read->bytes, read->offset, read->fh);
+        object_read(read->request, info.number, read->bytes, read->offset, read->fh);
     if (opened)
-        store_open_dropped(fs->store, read->number);
+        store_open_dropped(fs->store, info.number);
     free(read);
 }
 
 /* What a job has printed, as an object. It may have become one, and gone to disk, since the file of
  * the job was opened: so it is verified when it is read. */
-static void read_printed(fuse_req_t request, uint64_t number, size_t bytes, uint64_t offset,
-                         uint64_t fh)
+static void read_printed(fuse_req_t request, const struct mob_id *object, size_t bytes,
+                         uint64_t offset, uint64_t fh)
 {
     struct fs *fs = fs_of(request);
-    if (store_readable(fs->store, number) == 0) {
-        object_read(request, number, bytes, offset, fh);
+    struct object_info info;
+    if (!store_find(fs->store, object, &info) && !store_readable(fs->store, info.number)) {
+        object_read(request, info.number, bytes, offset, fh);
         return;
     }
     struct stream_read *read = malloc(sizeof *read);
     if (read)
-        *read = (struct stream_read){request, number, bytes, offset, fh};
+        *read = (struct stream_read){request, *object, bytes, offset, fh};
     if (!read || !slow_run(fs->slow, read_verified, read)) {
         free(read);
         fuse_reply_err(request, ENOMEM);
@@ -261,17 +279,13 @@ static void read_stream(fuse_req_t request, uint64_t number, int which, size_t b
 {
     struct fs *fs = fs_of(request);
     struct mob_id object;
-    struct object_info info;
     cleanup_fd int fd = jobs_stream(fs->jobs, number, which, &object);
-    if (fd >= 0) {
+    if (fd >= 0)
         reply_read_fd(request, fd, bytes, offset);
-        return;
-    }
-    errint_t error = fd == -EXDEV ? store_find(fs->store, &object, &info) : fd;
-    if (error)
-        fuse_reply_err(request, -error);
+    else if (fd == -EXDEV)
+        read_printed(request, &object, bytes, offset, fh);
     else
-        read_printed(request, info.number, bytes, offset, fh);
+        fuse_reply_err(request, -fd);
 }
 
 static void job_file_read(fuse_req_t request, uint64_t node, size_t bytes, uint64_t offset,

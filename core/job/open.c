@@ -247,24 +247,30 @@ static errint_t make_pending(struct store_batch *batch, const struct job *job, b
     return 0;
 }
 
-static void hold_streams(struct jobs *jobs, const struct job *job)
+/* One that was lost stays the job's: reading it is an error. */
+static errint_t hold_streams(struct jobs *jobs, const struct job *job)
 {
-    struct mob_id out = mob_id_with_index(&job->id, MOB_INDEX_STDOUT);
-    struct mob_id err = mob_id_with_index(&job->id, MOB_INDEX_STDERR);
-    if (job->end->stdout_object && store_hold(jobs->store, &out))
-        job->end->stdout_object = false; /* lost with the memory it was in */
-    if (job->end->stderr_object && store_hold(jobs->store, &err))
-        job->end->stderr_object = false;
+    const uint32_t indexes[] = {MOB_INDEX_STDOUT, MOB_INDEX_STDERR};
+    const bool there[] = {job->end->stdout_object, job->end->stderr_object};
+    errint_t error = 0;
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(indexes) && !error; i++) {
+        struct mob_id id = mob_id_with_index(&job->id, indexes[i]);
+        error = there[i] ? store_hold(jobs->store, &id) : 0;
+        error = error == -ENOENT ? 0 : error;
+    }
+    return error;
 }
 
 static errint_t restore_ended(struct loading *loading, struct job *job)
 {
     struct jobs *jobs = loading->jobs;
-    hold_streams(jobs, job);
+    errint_t error = hold_streams(jobs, job);
+    if (error)
+        return error;
     if (job->end->state == JOB_SUCCEEDED) {
         for (uint32_t i = 0; i < job_object_count(job); i++) {
             struct mob_id id = mob_id_with_index(&job->id, MOB_INDEX_FIRST_OUTPUT + i);
-            errint_t error = store_hold(jobs->store, &id);
+            error = store_hold(jobs->store, &id);
             if (error && error != -ENOENT)
                 return error;
         }
@@ -272,7 +278,7 @@ static errint_t restore_ended(struct loading *loading, struct job *job)
     }
     if (job->end->state == JOB_REJECTED)
         return 0;
-    errint_t error = next_batch(loading, false);
+    error = next_batch(loading, false);
     return error ? error : make_pending(loading->batch, job, true);
 }
 

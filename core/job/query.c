@@ -236,7 +236,7 @@ errint_t jobs_stream_size(struct jobs *jobs, uint64_t number, int which, uint64_
         errint_t error = store_find(jobs->store, &id, &info);
         *bytes = error ? 0 : info.size;
         *mtime_ns = error ? 0 : info.mtime_ns;
-        return error;
+        return error == -ENOENT ? 0 : error; /* not shown yet, or lost */
     }
     if (fd < 0)
         return fd;

@@ -19,6 +19,23 @@ static const char *const table_names[META_TABLE_COUNT] = {
     "xattrs", "sums",    "jobs",   "job_data", "blocks",   "synced",
 };
 
+const char *meta_table_name(enum meta_table table)
+{
+    return table_names[table];
+}
+
+static atomic_bool damage_seen;
+
+void meta_note_damage(void)
+{
+    atomic_store(&damage_seen, true);
+}
+
+bool meta_take_damage_seen(void)
+{
+    return atomic_exchange(&damage_seen, false);
+}
+
 errint_t meta_error(int code, const char *what)
 {
     switch (code) {
@@ -34,6 +51,8 @@ errint_t meta_error(int code, const char *what)
     case ENOMEM:
         return -ENOMEM;
     default:
+        if (code < 0) /* LMDB's own */
+            meta_note_damage();
         mob_log_error("store: %s: %s", what, mdb_strerror(code));
         return -EIO;
     }

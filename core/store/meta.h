@@ -87,6 +87,11 @@ uint64_t meta_used_bytes(struct meta *meta);
 /* LMDB's code as a negative errno. Damage and unexpected codes become -EIO and are logged with
  * `what`. */
 errint_t meta_error(int code, const char *what);
+const char *meta_table_name(enum meta_table table);
+/* What makes the database useless was found to be damaged. LMDB's own errors note it, too. */
+void meta_note_damage(void);
+/* Whether that has been noted since the last call. */
+bool meta_take_damage_seen(void);
 
 /* Begins the write transaction; the store's write lock is held. `new_bytes`: how much it will put
  * at most, 0 if it only removes. */

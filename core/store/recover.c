@@ -224,27 +224,48 @@ static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_v
 }
 
 /* Those that are not damaged. */
+/* A page of LMDB whose header is damaged may hide entries; the table knows how many it has. */
+static errint_t check_count(struct store *store, MDB_txn *txn, enum meta_table table, size_t walked)
+{
+    MDB_stat stat;
+    int code = mdb_stat(txn, store->meta.tables[table], &stat);
+    if (code)
+        return meta_error(code, "walk");
+    if (stat.ms_entries == walked)
+        return 0;
+    mob_log_error("store: %s: %zu entries are there, of %zu", meta_table_name(table), walked,
+                  stat.ms_entries);
+    if (!store->has_spare_meta)
+        return 0; /* what is there is taken */
+    meta_note_damage();
+    return -EIO;
+}
+
 errint_t recover_walk(struct store *store, enum meta_table table, void *argument,
                       errint_t (*each)(void *argument, const MDB_val *key, const MDB_val *value))
 {
     struct meta_reader *reader;
     MDB_cursor *cursor;
     MDB_val key, value;
+    size_t walked = 0;
     errint_t error = meta_read_begin(&store->meta, &reader);
     if (error)
         return error;
     int code = mdb_cursor_open(reader->txn, store->meta.tables[table], &cursor);
     if (!code) {
         code = mdb_cursor_get(cursor, &key, &value, MDB_FIRST);
-        for (; !code && !error; code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT))
+        for (; !code && !error; code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) {
             if (meta_unseal(table, &key, &value))
                 error = each(argument, &key, &value);
+            walked++;
+        }
         mdb_cursor_close(cursor);
     }
+    if (!error)
+        error = code == MDB_NOTFOUND ? check_count(store, reader->txn, table, walked)
+                                     : meta_error(code, "walk");
     meta_read_end(reader);
-    if (error)
-        return error;
-    return code == MDB_NOTFOUND ? 0 : meta_error(code, "walk");
+    return error;
 }
 
 static errint_t each_object(void *argument, const MDB_val *key, const MDB_val *value)
@@ -823,6 +844,22 @@ static errint_t check_numbers(struct recovery *it)
     return 0;
 }
 
+static errint_t each_entry(void *argument, const MDB_val *key, const MDB_val *value)
+{
+    (void)argument, (void)key, (void)value;
+    return 0;
+}
+
+/* Those that are not read here otherwise, but for contents, whose objects' records know of them. */
+static errint_t count_others(struct store *store)
+{
+    static const enum meta_table tables[] = {META_SYMLINKS, META_BLOCKS, META_XATTRS, META_JOBS};
+    errint_t error = 0;
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(tables) && !error; i++)
+        error = recover_walk(store, tables[i], NULL, each_entry);
+    return error;
+}
+
 static errint_t recover(struct recovery *it)
 {
     struct store *store = it->store;
@@ -841,6 +878,8 @@ static errint_t recover(struct recovery *it)
         error = recover_walk(store, META_REFS, it, each_refs);
     if (!error)
         error = recover_walk(store, META_SUMS, it, each_sum);
+    if (!error)
+        error = count_others(store);
     if (error)
         return error;
     error = records_recover(&store->records, each_record, it);

@@ -107,8 +107,10 @@ static errint_t check_identity(struct store *store, const MDB_val *key, MDB_val 
     if (identity.version != STATE_VERSION)
         return mob_error_set(err, -EINVAL, "%s was made by another version of mobula",
                              store->state_dir);
-    if (!meta_unseal(META_STATE, key, value) || value->mv_size != sizeof identity)
+    if (!meta_unseal(META_STATE, key, value) || value->mv_size != sizeof identity) {
+        meta_note_damage();
         return mob_error_set(err, -EIO, "the record of what %s is, is damaged", store->state_dir);
+    }
     memcpy(&identity, value->mv_data, sizeof identity);
     if (identity.byte_order != 1)
         return mob_error_set(err, -EINVAL, "%s was made on a machine of another byte order",
@@ -136,10 +138,11 @@ static errint_t load_state(struct store *store, MDB_txn *txn, struct mob_error *
     error = meta_get(&store->meta, txn, META_STATE, "numbers", 7, &value, &bytes);
     if (!error && bytes == sizeof next)
         memcpy(&next, value, sizeof next);
-    else if (!error || error != -ENOENT)
+    bool damaged = error ? error != -ENOENT : bytes != sizeof next;
+    if (damaged || next < NAMES_FIRST_FREE_NUMBER || next >= STORE_NUMBER_LIMIT) {
+        meta_note_damage();
         return mob_error_set(err, -EIO, "the number counter in %s is damaged", store->state_dir);
-    if (next < NAMES_FIRST_FREE_NUMBER || next >= STORE_NUMBER_LIMIT)
-        return mob_error_set(err, -EIO, "the number counter in %s is damaged", store->state_dir);
+    }
     atomic_store(&store->next_number, next);
     atomic_store(&store->number_limit, next); /* the first number reserves a block */
     return 0;
@@ -178,6 +181,7 @@ static errint_t open_meta_files(struct store *store, const struct store_options 
         return error;
     if ((!store->trust.meta || options->distrust_meta) && journal_has_snapshot(store->journal))
         return rebuild_meta(store, path, options->map_writes, err);
+    store->has_spare_meta = journal_has_snapshot(store->journal);
     /* Nothing of it was made durable: it is taken as it is, if there is something at all. */
     store->trust.meta = true;
     store->trust.memory |= store->trust.fresh || !journal_has_logs(store->journal);
@@ -302,7 +306,8 @@ static void ignore_lease_signals(void)
         signal(SIGIO, SIG_IGN);
 }
 
-errint_t store_open(const struct store_options *options, struct store **out, struct mob_error *err)
+static errint_t open_as_it_is(const struct store_options *options, struct store **out,
+                              struct mob_error *err)
 {
     struct store *store = new_store(options);
     if (!store)
@@ -340,6 +345,20 @@ errint_t store_open(const struct store_options *options, struct store **out, str
     store->hooks.object_changed = options->hooks.object_changed; /* not of links found again */
     *out = store;
     return 0;
+}
+
+/* What LMDB can't read, the journal has. Nothing was removed for want of what could not be read: an
+ * error ends recovery before it removes anything. */
+errint_t store_open(const struct store_options *options, struct store **out, struct mob_error *err)
+{
+    struct store_options again = *options;
+    (void)meta_take_damage_seen();
+    errint_t error = open_as_it_is(options, out, err);
+    if (!error || options->distrust_meta || !meta_take_damage_seen())
+        return error;
+    mob_log_error("store: LMDB can't read what is in %s: %s", options->state_dir, err->message);
+    again.distrust_meta = true;
+    return open_as_it_is(&again, out, err);
 }
 
 static void free_dead(struct dead *dead)

@@ -556,6 +556,7 @@ struct store {
 
     int lock_fd, state_fd, memory_fd, data_fd;
     struct trust trust; /* in what a server before left */
+    bool has_spare_meta; /* if LMDB's file is damaged, it can be made anew from the journal */
     bool registered;    /* in the process's list of open stores */
     dev_t state_dev;
     ino_t state_ino;
