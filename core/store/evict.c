@@ -506,7 +506,7 @@ static void *evictor_main(void *argument)
 {
     struct store *store = argument;
     struct spill *spill = &store->spill;
-    spill_hurry();
+    spill_hurry(-5);
     pthread_mutex_lock(&spill->lock);
     while (!spill->stop) {
         pthread_mutex_unlock(&spill->lock);

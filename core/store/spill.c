@@ -42,12 +42,10 @@ errint_t spill_open(struct store *store, struct mob_error *err)
     return error ? mob_error_set(err, error, "spilling can't begin: %s", strerror(-error)) : 0;
 }
 
-/* The evictor and the mover do little and must do it in time: while memory is written at full
- * speed, a few milliseconds are all there is. An ordinary user may not ask for it. */
-void spill_hurry(void)
+void spill_hurry(int nice)
 {
-    if (!mob_hurry(-15))
-        mob_log_debug("store: the evictor has no priority: %s", strerror(errno));
+    if (!mob_hurry(nice))
+        mob_log_debug("store: a thread that spills has no priority: %s", strerror(errno));
 }
 
 struct spill_io *spill_engine(struct store *store, struct spill_io **place)

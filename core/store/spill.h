@@ -129,8 +129,11 @@ void spill_clear_busy(struct store *store, uint64_t number);
 void spill_settled(struct store *store);
 /* Waits until an object may have been settled, or for 100 ms. */
 void spill_wait_settled(struct store *store);
-/* Gives the calling thread priority over users' programs, where that is allowed. */
-void spill_hurry(void);
+/* Gives the calling thread priority over users' programs, where that is allowed: -5 for the
+ * evictor, which fills a core and is to get on beside programs that do; -15 for the mover, which
+ * does little and must do it in time: while memory is written at full speed, a few milliseconds are
+ * all there is. */
+void spill_hurry(int nice);
 /* The engine of the calling thread, evictor or fetcher, made at its first use: its 16 MiB take
  * milliseconds, which nothing that starts should wait for. NULL: no memory, and that was logged. */
 struct spill_io *spill_engine(struct store *store, struct spill_io **place);

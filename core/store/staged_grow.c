@@ -322,7 +322,7 @@ static void *grow_main(void *argument)
     struct store *store = argument;
     struct spill *spill = &store->spill;
     struct grow *grow = &store->grow;
-    spill_hurry();
+    spill_hurry(-15);
     pthread_mutex_lock(&spill->lock);
     while (!spill->stop) {
         if (!grow->wanted) {
