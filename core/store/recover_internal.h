@@ -40,6 +40,12 @@ MOB_MUST_CHECK errint_t recover_walk(struct store *store, enum meta_table table,
  * after an error. */
 MOB_MUST_CHECK errint_t recover_adopt(struct recovery *it, struct staged *staged,
                                       const struct staged_record *record);
+/* Names, then lists of IDs: recover_names.c. When all objects are there and those lost are known.
+ */
+MOB_MUST_CHECK errint_t recover_names(struct recovery *it);
+MOB_MUST_CHECK errint_t recover_references(struct recovery *it);
+/* Removes from LMDB, and logs, the objects that were lost, and the names that are to go. */
+MOB_MUST_CHECK errint_t recover_remove_lost(struct recovery *it);
 /* What fsync(2) had made durable: recover_synced.c. After staged files and lost objects. */
 MOB_MUST_CHECK errint_t recover_synced(struct recovery *it);
 
