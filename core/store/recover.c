@@ -199,19 +199,20 @@ static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_v
 }
 
 /* Those that are not damaged. */
-/* A page of LMDB whose header is damaged may hide entries; the table knows how many it has. */
-static errint_t check_count(struct store *store, MDB_txn *txn, enum meta_table table, size_t walked)
+/* A page of LMDB whose header is damaged may hide entries; the table knows how many it has. What is
+ * missing or damaged is in the journal, if there is one; else what is left is taken. */
+static errint_t check_table(struct store *store, MDB_txn *txn, enum meta_table table, size_t walked,
+                            size_t damaged)
 {
     MDB_stat stat;
     int code = mdb_stat(txn, store->meta.tables[table], &stat);
     if (code)
         return meta_error(code, "walk");
-    if (stat.ms_entries == walked)
+    if (stat.ms_entries != walked)
+        mob_log_error("store: %s: %zu entries are there, of %zu", meta_table_name(table), walked,
+                      stat.ms_entries);
+    if (!store->has_spare_meta || (stat.ms_entries == walked && !damaged))
         return 0;
-    mob_log_error("store: %s: %zu entries are there, of %zu", meta_table_name(table), walked,
-                  stat.ms_entries);
-    if (!store->has_spare_meta)
-        return 0; /* what is there is taken */
     meta_note_damage();
     return -EIO;
 }
@@ -222,7 +223,7 @@ errint_t recover_walk(struct store *store, enum meta_table table, void *argument
     struct meta_reader *reader;
     MDB_cursor *cursor;
     MDB_val key, value;
-    size_t walked = 0;
+    size_t walked = 0, damaged = 0;
     errint_t error = meta_read_begin(&store->meta, &reader);
     if (error)
         return error;
@@ -232,12 +233,14 @@ errint_t recover_walk(struct store *store, enum meta_table table, void *argument
         for (; !code && !error; code = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) {
             if (meta_unseal(table, &key, &value))
                 error = each(argument, &key, &value);
+            else
+                damaged++;
             walked++;
         }
         mdb_cursor_close(cursor);
     }
     if (!error)
-        error = code == MDB_NOTFOUND ? check_count(store, reader->txn, table, walked)
+        error = code == MDB_NOTFOUND ? check_table(store, reader->txn, table, walked, damaged)
                                      : meta_error(code, "walk");
     meta_read_end(reader);
     return error;

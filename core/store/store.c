@@ -342,6 +342,7 @@ static errint_t open_as_it_is(const struct store_options *options, struct store 
     }
     settler_start(store);
     store->opened = true;
+    store->has_spare_meta = false; /* it is too late now */
     store->hooks.object_changed = options->hooks.object_changed; /* not of links found again */
     *out = store;
     return 0;

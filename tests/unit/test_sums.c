@@ -672,7 +672,9 @@ static void a_staged_file_goes_on_without_its_damaged_attributes(void **state)
     assert_int_equal(staged_xattr_get(store, info.number, "user.x", value, sizeof value),
                      1); /* in memory */
     catch_log(sums);
-    fixture_reopen(&sums->fixture);
+    fixture_close(&sums->fixture);
+    without_journal(sums);
+    fixture_open(&sums->fixture);
     store = sums->fixture.store;
     assert_true(log_says(sums, "new"));
     release_log(sums);
@@ -808,6 +810,62 @@ static void what_makes_the_metadata_useless_is_made_good_from_the_journal(void *
     assert_int_equal(open_and_look(sums), HARMLESS);
 }
 
+/* The bytes of all values of a table, in what was saved. */
+static size_t read_values(struct sums *sums, const char *table, unsigned char values[][64],
+                          size_t lengths[], size_t limit)
+{
+    MDB_txn *txn;
+    MDB_dbi dbi;
+    MDB_cursor *cursor;
+    MDB_val key, value;
+    size_t count = 0;
+    char dir[128];
+    MDB_env *env;
+    restore(sums, sums->saved);
+    snprintf(dir, sizeof dir, "%s/meta", sums->fixture.state_dir);
+    assert_int_equal(mdb_env_create(&env), 0);
+    mdb_env_set_maxdbs(env, 16);
+    assert_int_equal(mdb_env_open(env, dir, MDB_RDONLY, 0600), 0);
+    assert_int_equal(mdb_txn_begin(env, NULL, MDB_RDONLY, &txn), 0);
+    assert_int_equal(mdb_dbi_open(txn, table, 0, &dbi), 0);
+    assert_int_equal(mdb_cursor_open(txn, dbi, &cursor), 0);
+    while (count < limit && mdb_cursor_get(cursor, &key, &value, MDB_NEXT) == 0) {
+        lengths[count] = value.mv_size < 64 ? value.mv_size : 64;
+        memcpy(values[count], value.mv_data, lengths[count]);
+        count++;
+    }
+    mdb_cursor_close(cursor);
+    mdb_txn_abort(txn);
+    mdb_env_close(env);
+    return count;
+}
+
+static void what_is_damaged_in_the_metadata_is_made_good_from_the_journal(void **state)
+{
+    static const char *const tables[] = {"objects", "names", "refs", "blocks", "sums", "jobs"};
+    enum { VALUES = 16 };
+    struct sums *sums = *state;
+    unsigned char values[VALUES][64];
+    size_t lengths[VALUES];
+    cleanup_free unsigned char *bytes = malloc(sums->saved_bytes);
+    catch_log(sums);
+    for (size_t t = 0; t < MOB_ARRAY_LENGTH(tables); t++) {
+        size_t count = read_values(sums, tables[t], values, lengths, VALUES);
+        assert_true(count > 0);
+        for (size_t i = 0; i < count; i++) {
+            memcpy(bytes, sums->saved, sums->saved_bytes);
+            unsigned char *at = bytes, *end = bytes + sums->saved_bytes;
+            while ((at = memmem(at, (size_t)(end - at), values[i], lengths[i])))
+                *at++ ^= 0x20;
+            write_as_killed(sums, bytes);
+            if (open_and_look(sums) != HARMLESS)
+                fail_msg("value %zu of %s is not made good", i, tables[t]);
+        }
+    }
+    release_log(sums);
+    assert_true(log_says(sums, "LMDB can't read what is in"));
+}
+
 /* The last entry of each page in its turn, which LMDB then knows nothing of (mp_lower is too
  * small). Contents that are gone are missed when they are read. */
 static void entries_that_a_damaged_page_hides_are_missed(void **state)
@@ -854,6 +912,7 @@ int main(void)
         TEST(a_staged_file_goes_on_without_its_damaged_attributes),
         TEST(a_store_of_the_version_before_is_refused_with_a_sentence),
         TEST(what_makes_the_metadata_useless_is_made_good_from_the_journal),
+        TEST(what_is_damaged_in_the_metadata_is_made_good_from_the_journal),
         TEST(entries_that_a_damaged_page_hides_are_missed),
         TEST(bits_flipped_anywhere_cost_nothing_where_there_is_a_journal),
         TEST(bits_flipped_anywhere_never_give_wrong_bytes),
