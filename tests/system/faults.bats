@@ -61,6 +61,11 @@ value() { sed -n "s/^$2 //p" "$ROOM"/faulty/nodes/*/"$1"; }
 # piece NUMBER BYTES: what staging/NUMBER holds.
 piece() { { echo "$1"; head -c "$2" "$ROOM/source"; }; }
 put_piece() { piece "$1" "$2" >"$ROOM/faulty/staging/$1"; }
+
+# put_in_time NAME BYTES: a disk that others keep busy may be too slow for a memory as small as this.
+put_in_time() {
+    wait_until -t 20 "rm -f '$ROOM/faulty/staging/$1'; put_piece '$1' $2 2>/dev/null"
+}
 is_piece() { # else: why
     equals "$(digest "$ROOM/faulty/staging/$1")" "$(piece "$1" "$2" | sha256sum | cut -d" " -f1)" || { why "$1"; return 1; }
 }
@@ -122,7 +127,7 @@ fill_and_free() { # ROUNDS SEED
     local i
     new_disk 60
     up_on 32M
-    for ((i = 0; i < 12; i++)); do put_piece "$i" 4000000; done
+    for ((i = 0; i < 12; i++)); do put_in_time "$i" 4000000; done
     wait_until '[[ $(value memory spilling_bytes) -eq 0 && $(value objects disk) -gt 1 ]]'
     rm -rf "$ROOM/disk/objects"
     for ((i = 0; i < 12; i++)); do
@@ -136,7 +141,7 @@ fill_and_free() { # ROUNDS SEED
     done
     ((lost))
     rm "$ROOM"/faulty/staging/*
-    for ((i = 20; i < 30; i++)); do put_piece "$i" 4000000; done
+    for ((i = 20; i < 30; i++)); do put_in_time "$i" 4000000; done
     wait_until '(($(value objects disk) > 1))'
     for ((i = 20; i < 30; i++)); do is_piece "$i" 4000000; done
     down_again
@@ -147,7 +152,7 @@ fill_and_free() { # ROUNDS SEED
     local i put
     new_disk 60
     up_on 32M
-    for ((i = 0; i < 9; i++)); do put_piece "$i" 4000000; done
+    for ((i = 0; i < 9; i++)); do put_in_time "$i" 4000000; done
     wait_until '[[ $(value memory spilling_bytes) -eq 0 && $(value objects disk) -gt 1 ]]'
     wait_until within 5 mount -o remount,ro "$ROOM/disk" 2>/dev/null
     for ((put = 9; put < 30; put++)); do
@@ -184,7 +189,7 @@ export -f put_piece piece
     local i
     new_disk 400
     up_on 48M
-    for ((i = 0; i < 5; i++)); do put_piece "$i" 8000000; done
+    for ((i = 0; i < 5; i++)); do put_in_time "$i" 8000000; done
     put_piece small 1000
     wait_until '(($(value objects disk) > 1))'
     within 10 fsfreeze -f "$ROOM/disk"
@@ -214,7 +219,7 @@ export -f put_piece piece
     local i damaged=0 lost
     new_disk 60
     up_on 32M
-    for ((i = 0; i < 10; i++)); do put_piece "$i" 4000000; done
+    for ((i = 0; i < 10; i++)); do put_in_time "$i" 4000000; done
     wait_until '[[ $(value memory spilling_bytes) -eq 0 && $(value objects disk) -gt 1 ]]'
     sync -f "$ROOM/disk"
     truncate -s 6M "$ROOM/image" # the device keeps its size: what is behind gives EIO
