@@ -109,13 +109,32 @@ static void put_aside(int saved_dir, int data_dir, const char *saved_path, const
                   saved_path, name, moved ? aside : name);
 }
 
+static bool is_aside(const char *name)
+{
+    return strncmp(name, SAVED_DAMAGED_PREFIX, sizeof SAVED_DAMAGED_PREFIX - 1) == 0;
+}
+
 /* Is this entry a file to be copied? */
 static bool is_data(int dir, const char *name)
 {
     struct stat info;
-    return strncmp(name, SAVED_DAMAGED_PREFIX, sizeof SAVED_DAMAGED_PREFIX - 1) != 0 &&
-           fstatat(dir, name, &info, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(info.st_mode) &&
-           info.st_size;
+    return !is_aside(name) && fstatat(dir, name, &info, AT_SYMLINK_NOFOLLOW) == 0 &&
+           S_ISREG(info.st_mode) && info.st_size;
+}
+
+/* The directory too, if nothing stays in it. */
+static void remove_files(const char *path, bool aside_too)
+{
+    DIR *dir = opendir(path);
+    if (!dir)
+        return;
+    struct dirent *entry;
+    while ((entry = readdir(dir)))
+        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..") &&
+            (aside_too || !is_aside(entry->d_name)))
+            unlinkat(dirfd(dir), entry->d_name, 0);
+    closedir(dir);
+    rmdir(path);
 }
 
 errint_t saved_memory_keep(const char *data_dir, const char *saved_dir)
@@ -131,7 +150,7 @@ errint_t saved_memory_keep(const char *data_dir, const char *saved_dir)
     if (dir)
         closedir(dir);
     if (error)
-        saved_memory_remove(saved_dir);
+        remove_files(saved_dir, false);
     else
         rmdir(saved_dir); /* if it is empty */
     return error;
@@ -162,13 +181,5 @@ errint_t saved_memory_restore(const char *saved_dir, const char *data_dir)
 
 void saved_memory_remove(const char *path)
 {
-    DIR *dir = opendir(path);
-    if (!dir)
-        return;
-    struct dirent *entry;
-    while ((entry = readdir(dir)))
-        if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
-            unlinkat(dirfd(dir), entry->d_name, 0);
-    closedir(dir);
-    rmdir(path);
+    remove_files(path, true);
 }

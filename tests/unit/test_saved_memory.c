@@ -145,6 +145,19 @@ static void another_file_under_its_name_is_noticed(void **state)
     check_damaged(places);
 }
 
+/* A directory is in the way of a file that is to be kept. */
+static void what_is_put_aside_stays_when_memory_can_t_be_kept(void **state)
+{
+    struct places *places = *state;
+    char path[160];
+    flip(places, BYTES / 2);
+    check_damaged(places);
+    assert_int_equal(mkdir(path_of(places->saved, other, path), 0700), 0);
+    assert_int_equal(saved_memory_keep(places->data, places->saved), -EISDIR);
+    assert_true(is_there(places->saved, SAVED_DAMAGED_PREFIX "0000000000000011"));
+    assert_int_equal(rmdir(path), 0);
+}
+
 int main(void)
 {
 #define TEST(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
@@ -154,6 +167,7 @@ int main(void)
         TEST(a_flipped_bit_of_its_checksum_is_noticed),
         TEST(a_file_that_was_cut_short_is_noticed),
         TEST(another_file_under_its_name_is_noticed),
+        TEST(what_is_put_aside_stays_when_memory_can_t_be_kept),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
