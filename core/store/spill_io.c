@@ -6,7 +6,10 @@
  * so that the disk has `depth` requests at any time. But what is read through the page cache the
  * thread reads itself, block after block, with as much asked for ahead of it: in the ring such
  * requests spoil the kernel's own reading ahead, and are at a quarter of the disk's speed. A block
- * is only ever in one place: free, with the kernel, or in the hands of the thread. */
+ * is only ever in one place: free, with the kernel, or in the hands of the thread.
+ *
+ * Between reading and writing a block that thread sums it, and encrypts or decrypts it where it
+ * is. */
 #include "core/store/spill_io.h"
 
 #include <fcntl.h>
@@ -31,10 +34,15 @@ enum {
     AHEAD_BLOCKS = 4, /* are asked for at a time */
 };
 
+_Static_assert(SPILL_BLOCK_BYTES == (int)CIPHER_BLOCK_BYTES, "a block is encrypted as a whole");
+_Static_assert(CIPHER_HEAD_BYTES % (int)DIRECT_BYTES == 0,
+               "what is behind a head is aligned as well");
+
 /* One side of a copy. */
 struct side {
     bool ring, direct;
-    bool cached; /* read through the page cache */
+    bool cached;       /* read through the page cache */
+    size_t head_bytes; /* before each block: 0 if it is not encrypted */
 };
 
 /* A copy that has begun. It is held by each of its blocks, and while blocks are begun from it. */
@@ -44,7 +52,8 @@ struct spill_active {
     uint64_t failed; /* the lowest block that did, or UINT64_MAX */
     unsigned holds;
     struct side from, to;
-    bool truncate; /* `to` is too long: at the end */
+    uint64_t to_bytes; /* that `to` has in the end */
+    bool truncate;     /* it is too long then */
 };
 
 struct spill_io {
@@ -75,6 +84,12 @@ static size_t round_down(size_t bytes, bool direct)
     return direct ? bytes & ~(size_t)(DIRECT_BYTES - 1) : bytes;
 }
 
+/* From one block in the file to the next. */
+static uint64_t stride(const struct side *side)
+{
+    return SPILL_BLOCK_BYTES + side->head_bytes;
+}
+
 /* --- open and close --- */
 
 static void leave_ring(struct spill_io *io, errint_t error)
@@ -85,21 +100,24 @@ static void leave_ring(struct spill_io *io, errint_t error)
 }
 
 /* The buffers: one region, which a child process has no use for. In huge pages if there are any: a
- * disk request of 1 MiB then has one segment and not 256, which is worth a third of the speed. */
+ * disk request of 1 MiB then has one segment or two and not 256, which is worth a third of the
+ * speed. The last page is a huge one as well, though little of it is used: a newer kernel joins the
+ * pages of registered buffers only if all have one size. */
 static errint_t map_buffers(struct spill_io *io, struct iovec *region)
 {
-    region->iov_len = (size_t)io->depth * SPILL_BLOCK_BYTES;
-    io->mapping_bytes = region->iov_len + HUGE_PAGE_BYTES;
+    region->iov_len = (size_t)io->depth * CIPHER_STRIDE_BYTES;
+    size_t paged = (region->iov_len + HUGE_PAGE_BYTES - 1) & ~(HUGE_PAGE_BYTES - 1ul);
+    io->mapping_bytes = paged + HUGE_PAGE_BYTES;
     io->mapping =
         mmap(NULL, io->mapping_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (io->mapping == MAP_FAILED)
         return -ENOMEM;
     uintptr_t begin = ((uintptr_t)io->mapping + HUGE_PAGE_BYTES - 1) & ~(HUGE_PAGE_BYTES - 1ul);
     region->iov_base = (void *)begin;
-    (void)madvise(region->iov_base, region->iov_len, MADV_HUGEPAGE);
+    (void)madvise(region->iov_base, paged, MADV_HUGEPAGE);
     (void)madvise(io->mapping, io->mapping_bytes, MADV_DONTFORK);
     for (unsigned i = io->depth; i-- > 0;) {
-        io->blocks[i].data = (uint8_t *)region->iov_base + (size_t)i * SPILL_BLOCK_BYTES;
+        io->blocks[i].data = (uint8_t *)region->iov_base + (size_t)i * CIPHER_STRIDE_BYTES;
         io->blocks[i].next_free = io->free;
         io->free = &io->blocks[i];
     }
@@ -188,7 +206,8 @@ static void fail(struct spill_active *active, uint64_t block, errint_t error)
     active->copy->bad_block = block;
 }
 
-static errint_t look_at(int fd, bool reads, struct side *side, struct statfs *filesystem)
+static errint_t look_at(int fd, bool reads, bool encrypted, struct side *side,
+                        struct statfs *filesystem)
 {
     int flags = fcntl(fd, F_GETFL);
     if (flags < 0 || fstatfs(fd, filesystem) < 0)
@@ -197,7 +216,10 @@ static errint_t look_at(int fd, bool reads, struct side *side, struct statfs *fi
                      filesystem->f_type == HUGETLBFS_MAGIC;
     bool direct = flags & O_DIRECT;
     bool cached = reads && !in_memory && !direct;
-    *side = (struct side){.ring = !in_memory && !cached, .direct = direct, .cached = cached};
+    *side = (struct side){.ring = !in_memory && !cached,
+                          .direct = direct,
+                          .cached = cached,
+                          .head_bytes = encrypted ? CIPHER_HEAD_BYTES : 0};
     return 0;
 }
 
@@ -229,26 +251,46 @@ static errint_t begin_target(struct spill_active *active)
     const struct spill_copy *copy = active->copy;
     struct statfs filesystem;
     struct stat info;
-    errint_t error = look_at(copy->to, false, &active->to, &filesystem);
+    errint_t error =
+        look_at(copy->to, false, copy->form == SPILL_ENCRYPT, &active->to, &filesystem);
     if (error)
         return error;
+    active->to_bytes = copy->bytes + active->blocks * active->to.head_bytes;
     if (fstat(copy->to, &info) < 0)
         return -errno;
     if (!S_ISREG(info.st_mode))
         return 0;
-    uint64_t padded = round_up(copy->bytes, active->to.direct);
-    active->truncate = padded > copy->bytes || (uint64_t)info.st_size > copy->bytes;
+    uint64_t padded = round_up(active->to_bytes, active->to.direct);
+    active->truncate = padded > active->to_bytes || (uint64_t)info.st_size > active->to_bytes;
     /* In memory it would only take time. */
     return active->to.ring && padded > 0 ? reserve(copy->to, &info, &filesystem, padded) : 0;
+}
+
+static bool makes_sense(const struct spill_copy *copy)
+{
+    switch (copy->form) {
+    case SPILL_PLAIN:
+        return true;
+    case SPILL_ENCRYPT: /* every time to other bytes: what would they be compared with? */
+        return copy->key && !copy->check && !copy->discard;
+    case SPILL_DECRYPT:
+        return copy->key;
+    case SPILL_ENCRYPTED:
+        return copy->discard;
+    }
+    return false;
 }
 
 static errint_t begin_sides(struct spill_active *active)
 {
     const struct spill_copy *copy = active->copy;
+    bool encrypted = copy->form == SPILL_DECRYPT || copy->form == SPILL_ENCRYPTED;
     struct statfs filesystem;
-    if (copy->bytes > INT64_MAX - SPILL_BLOCK_BYTES)
+    if (!makes_sense(copy))
+        return -EINVAL;
+    if (copy->bytes > INT64_MAX / 2) /* there is room for heads and padding above */
         return -EFBIG;
-    errint_t error = look_at(copy->from, true, &active->from, &filesystem);
+    errint_t error = look_at(copy->from, true, encrypted, &active->from, &filesystem);
     return error || copy->discard ? error : begin_target(active);
 }
 
@@ -279,7 +321,7 @@ static void release(struct spill_active *active)
         return;
     if (active->done < active->blocks)
         copy->error = -ECANCELED; /* nothing else keeps a block from being done */
-    else if (active->truncate && ftruncate(copy->to, (off_t)copy->bytes) < 0)
+    else if (active->truncate && ftruncate(copy->to, (off_t)active->to_bytes) < 0)
         copy->error = -errno;
 }
 
@@ -310,8 +352,19 @@ static void read_ahead(const struct spill_io *io, const struct spill_active *act
     uint64_t from = active->next ? active->next + io->depth : 0;
     uint64_t blocks = active->next ? AHEAD_BLOCKS : io->depth + AHEAD_BLOCKS;
     if (from < active->blocks)
-        (void)posix_fadvise(active->copy->from, (off_t)(from * SPILL_BLOCK_BYTES),
-                            (off_t)(blocks * SPILL_BLOCK_BYTES), POSIX_FADV_WILLNEED);
+        (void)posix_fadvise(active->copy->from, (off_t)(from * stride(&active->from)),
+                            (off_t)(blocks * stride(&active->from)), POSIX_FADV_WILLNEED);
+}
+
+static void begin_stage(struct spill_block *block, bool writes)
+{
+    const struct side *side = writes ? &block->active->to : &block->active->from;
+    block->writes = writes;
+    block->place = CIPHER_HEAD_BYTES - side->head_bytes;
+    block->bytes = side->head_bytes + block->content;
+    block->offset = block->number * stride(side);
+    block->done = 0;
+    block->retries = 0;
 }
 
 static struct spill_block *begin_block(struct spill_io *io)
@@ -325,10 +378,8 @@ static struct spill_block *begin_block(struct spill_io *io)
     read_ahead(io, active);
     block->number = active->next++;
     uint64_t left = active->copy->bytes - block->number * SPILL_BLOCK_BYTES;
-    block->bytes = left < SPILL_BLOCK_BYTES ? (size_t)left : SPILL_BLOCK_BYTES;
-    block->done = 0;
-    block->writes = false;
-    block->retries = 0;
+    block->content = left < SPILL_BLOCK_BYTES ? (size_t)left : SPILL_BLOCK_BYTES;
+    begin_stage(block, false);
     active->holds++;
     return block;
 }
@@ -352,31 +403,56 @@ static void block_done(struct spill_io *io, struct spill_block *block)
     end_block(io, block);
 }
 
+/* Sums a block, or compares it with its sum: with its head, if it has one. */
+static errint_t sum_block(const struct spill_block *block)
+{
+    const struct spill_copy *copy = block->active->copy;
+    struct spill_sum *sum = &copy->sums[block->number];
+    size_t head_bytes = copy->form == SPILL_PLAIN ? 0 : CIPHER_HEAD_BYTES;
+    XXH128_canonical_t is;
+    XXH128_canonicalFromHash(&is, XXH3_128bits(block->data + CIPHER_HEAD_BYTES - head_bytes,
+                                               head_bytes + block->content));
+    _Static_assert(sizeof is == sizeof *sum, "a sum is a canonical XXH3-128");
+    if (copy->check)
+        return memcmp(sum, &is, sizeof is) ? -EBADMSG : 0;
+    memcpy(sum, &is, sizeof is);
+    return 0;
+}
+
+/* Makes what is written of what was read. The sum is of what is on disk. */
+static errint_t convert(const struct spill_block *block)
+{
+    const struct spill_copy *copy = block->active->copy;
+    errint_t error = 0;
+    if (copy->form == SPILL_ENCRYPT)
+        error =
+            cipher_encrypt_block(copy->key, copy->file, block->number, block->data, block->content);
+    if (!error)
+        error = sum_block(block);
+    if (!error && copy->form == SPILL_DECRYPT)
+        error =
+            cipher_decrypt_block(copy->key, copy->file, block->number, block->data, block->content);
+    return error;
+}
+
 /* All of a block is in its buffer. True: it is to be written now. */
 static bool block_was_read(struct spill_io *io, struct spill_block *block)
 {
-    struct spill_copy *copy = block->active->copy;
-    struct spill_sum *sum = &copy->sums[block->number];
-    XXH128_canonical_t is;
-    XXH128_canonicalFromHash(&is, XXH3_128bits(block->data, block->bytes));
+    errint_t error = convert(block);
     /* A block takes a fraction of a millisecond. Whoever waits for this core needn't wait for the
      * scheduler's next tick. */
     sched_yield();
-    _Static_assert(sizeof is == sizeof *sum, "a sum is a canonical XXH3-128");
-    if (!copy->check)
-        memcpy(sum, &is, sizeof is);
-    else if (memcmp(sum, &is, sizeof is)) {
-        block_failed(io, block, -EBADMSG);
+    if (error) {
+        block_failed(io, block, error);
         return false;
     }
-    if (copy->discard) {
+    if (block->active->copy->discard) {
         block_done(io, block);
         return false;
     }
+    begin_stage(block, true);
     size_t padded = round_up(block->bytes, block->active->to.direct);
-    memset(block->data + block->bytes, 0, padded - block->bytes);
-    block->writes = true;
-    block->done = 0;
+    memset(block->data + block->place + block->bytes, 0, padded - block->bytes);
     return true;
 }
 

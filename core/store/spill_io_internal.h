@@ -6,30 +6,40 @@
 #include <liburing.h>
 
 #include "core/base/util.h"
+#include "core/store/cipher.h"
 #include "core/store/spill_io.h"
 
 struct spill_active;
 
-/* A buffer, and what is being done with it: it is read, then summed, then written. A stage may take
- * several requests, if they come short. */
+/* A buffer, and what is being done with it: it is read, then summed (and encrypted before, or
+ * decrypted after), then written. A stage may take several requests, if they come short. */
 struct spill_block {
     struct spill_block *next_free;
-    uint8_t *data;
+    uint8_t *data; /* room for a head, and behind it the content */
     struct spill_active *active;
-    uint64_t number;  /* in its file */
-    size_t bytes;     /* that are of the file */
-    size_t done;      /* of them, in this stage */
-    bool writes;      /* the stage */
+    uint64_t number; /* in its file */
+    size_t content;  /* bytes of it */
+
+    /* The stage: which bytes of the buffer, and where they are in the file. */
+    bool writes;
+    size_t place, bytes;
+    uint64_t offset;
+    size_t done;      /* of the bytes */
     unsigned retries; /* without progress */
 
-    /* The request: bytes `start` to `end` of the buffer. */
+    /* The request: bytes `start` to `end` of the stage. */
     int fd;
     size_t start, end;
 };
 
+static inline uint8_t *spill_block_data(const struct spill_block *block)
+{
+    return block->data + block->place + block->start;
+}
+
 static inline off_t spill_block_offset(const struct spill_block *block)
 {
-    return (off_t)(block->number * SPILL_BLOCK_BYTES + block->start);
+    return (off_t)(block->offset + block->start);
 }
 
 /* --- spill_io_plain.c --- */

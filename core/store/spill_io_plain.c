@@ -4,7 +4,7 @@
 
 int spill_plain_request(const struct spill_block *block)
 {
-    uint8_t *data = block->data + block->start;
+    uint8_t *data = spill_block_data(block);
     size_t bytes = block->end - block->start;
     off_t offset = spill_block_offset(block);
     ssize_t result = block->writes ? pwrite(block->fd, data, bytes, offset)

@@ -79,7 +79,7 @@ void spill_ring_close(struct spill_ring *ring)
 
 static void prepare(struct spill_ring *ring, struct io_uring_sqe *sqe, struct spill_block *block)
 {
-    uint8_t *data = block->data + block->start;
+    uint8_t *data = spill_block_data(block);
     unsigned bytes = (unsigned)(block->end - block->start);
     uint64_t offset = (uint64_t)spill_block_offset(block);
     if (ring->registered && block->writes)

@@ -19,6 +19,9 @@
 
 enum { MIB = 1 << 20 };
 
+/* Not each of the tests needs all of it. */
+#define FIXTURE static __attribute__((unused))
+
 /* --- injected failures --- */
 
 /* What the next requests come to. Both engines' requests pass through bend(): pread and pwrite
@@ -176,11 +179,13 @@ void *__wrap_mmap64(void *where, size_t bytes, int protection, int flags, int fd
 typedef int allocator(int, int, off_t, off_t);
 allocator __real_fallocate, __real_fallocate64, __wrap_fallocate, __wrap_fallocate64;
 static unsigned fallocates;
+static off_t fallocated; /* bytes, by the last */
 static int fallocate_error, interrupted_fallocates;
 
 static int allocate_bent(allocator *real, int fd, int mode, off_t offset, off_t bytes)
 {
     fallocates++;
+    fallocated = bytes;
     if (interrupted_fallocates-- > 0) {
         errno = EINTR;
         return -1;
@@ -296,7 +301,7 @@ static void assert_holds(int fd, uint64_t seed, size_t bytes)
     assert_int_equal(fcntl(fd, F_SETFL, flags), 0);
 }
 
-static void assert_sums(const struct spill_sum *sums, uint64_t seed, size_t bytes)
+FIXTURE void assert_sums(const struct spill_sum *sums, uint64_t seed, size_t bytes)
 {
     cleanup_free uint8_t *content = content_of(seed, bytes);
     for (size_t at = 0; at < bytes; at += MIB, sums++) {
@@ -335,7 +340,7 @@ static bool ring_works(void)
     return !strncmp(spill_io_describe(io), "io_uring", 8);
 }
 
-static unsigned open_descriptors(void)
+FIXTURE unsigned open_descriptors(void)
 {
     unsigned count = 0;
     DIR *dir = opendir("/proc/self/fd");

@@ -809,6 +809,7 @@ static void disk_space_is_reserved_and_memory_is_not(void **state)
     if (info.f_type == TMPFS_MAGIC)
         skip();
     assert_int_equal(fallocates, 1);
+    assert_int_equal(fallocated, MIB + 1);
     copy = (struct spill_copy){.from = disk, .to = back, .bytes = MIB + 1, .sums = sums};
     run(io, &copy, 1);
     assert_int_equal(fallocates, 1);
