@@ -75,9 +75,9 @@ static void verify(struct inspection *it, struct finding *finding, int fd, uint6
         judge(finding, DAMAGED, "its header is that of the file %s", name);
         return;
     }
-    if (bytes != header->size) {
+    if (bytes != disk_header_file_bytes(header)) {
         judge(finding, DAMAGED, "it has %llu bytes, and should have %llu",
-              (unsigned long long)bytes, (unsigned long long)header->size);
+              (unsigned long long)bytes, (unsigned long long)disk_header_file_bytes(header));
         return;
     }
     if (!header->sealed) {
@@ -155,6 +155,7 @@ static void print_finding(struct inspection *it, const struct finding *finding)
     const char *name = name_text(finding->name, shown);
     char id[MOB_ID_STRING_BYTES] = "-", size[32] = "-", when[32] = "-";
     const char *word = verdict_words[finding->verdict], *time = "-";
+    bool encrypted = finding->has_header && header->encrypted;
     if (finding->has_header) {
         mob_id_format(&header->id, id);
         mob_format_size(header->size, size);
@@ -162,8 +163,8 @@ static void print_finding(struct inspection *it, const struct finding *finding)
     }
     if (!it->files) {
         cli_progress_clear(&it->progress);
-        printf("%-8s %-40s %10s  %-20s  %s%s%s\n", word, id, size, time, name,
-               *finding->text ? ": " : "", finding->text);
+        printf("%-8s %-40s %10s  %-20s  %s%s%s%s\n", word, id, size, time, name,
+               encrypted ? ", encrypted" : "", *finding->text ? ": " : "", finding->text);
         return;
     }
     json_t *entry = json_pack("{s:s, s:s}", "file", name, "status", word);
@@ -174,6 +175,8 @@ static void print_finding(struct inspection *it, const struct finding *finding)
                                                 (json_int_t)header->size, "time", time, "mode",
                                                 (int)header->mode, "uid", (json_int_t)header->uid,
                                                 "gid", (json_int_t)header->gid));
+    if (encrypted)
+        json_object_set_new(entry, "encrypted", json_true());
     json_array_append_new(it->files, entry);
 }
 

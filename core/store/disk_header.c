@@ -16,8 +16,8 @@
 #include "core/base/util.h"
 #include "core/store/names.h"
 
-enum { VERSION = 1, FLAG_SEALED = 1 };
-enum { READ_BYTES = 8 * SPILL_BLOCK_BYTES, READ_ALIGNMENT = 4096 };
+enum { VERSION = 1, FLAG_SEALED = 1, FLAG_ENCRYPTED = 2 };
+enum { READ_BLOCKS = 8, READ_ALIGNMENT = 4096 };
 static const char magic[8] = "mobulaob";
 
 _Static_assert(sizeof(XXH128_canonical_t) == DISK_DIGEST_BYTES &&
@@ -75,33 +75,46 @@ char *disk_identity_format(const struct disk_identity *identity, char out[DISK_I
     int length = snprintf(out, DISK_IDENTITY_TEXT_BYTES,
                           "mobula spill directory\nversion %d\nowner %s\n", VERSION, owner);
     if (*identity->directory)
-        snprintf(out + length, (size_t)(DISK_IDENTITY_TEXT_BYTES - length), "directory %s\n",
-                 identity->directory);
+        length += snprintf(out + length, (size_t)(DISK_IDENTITY_TEXT_BYTES - length),
+                           "directory %s\n", identity->directory);
+    if (*identity->key)
+        snprintf(out + length, (size_t)(DISK_IDENTITY_TEXT_BYTES - length), "key %s\n",
+                 identity->key);
     return out;
 }
+
+/* The 32 digits behind `word`, if it is in the text. False: it is, and they aren't. */
+static bool take_digits(const char *text, const char *word, char out[DISK_IDENTITY_BYTES])
+{
+    const char *found = strstr(text, word);
+    for (size_t i = 0; found && i < DISK_IDENTITY_BYTES - 1; i++) {
+        out[i] = found[strlen(word) + i];
+        if (digit_value(out[i]) < 0)
+            return false;
+    }
+    return true;
+}
+_Static_assert((int)CIPHER_NAME_BYTES == (int)DISK_IDENTITY_BYTES, "both have 32 digits");
 
 /* Takes what it can and writes it again: what comes out must be the same. */
 errint_t disk_identity_parse(const char *text, size_t bytes, struct disk_identity *out)
 {
-    static const char owner_word[] = "owner ", directory_word[] = "directory ";
+    static const char owner_word[] = "owner ";
     char copy[DISK_IDENTITY_TEXT_BYTES], again[DISK_IDENTITY_TEXT_BYTES];
     *out = (struct disk_identity){0};
     if (bytes >= sizeof copy || memchr(text, '\0', bytes))
         return -EINVAL;
     memcpy(copy, text, bytes);
     copy[bytes] = '\0';
-    const char *owner = strstr(copy, owner_word), *directory = strstr(copy, directory_word);
+    const char *owner = strstr(copy, owner_word);
     for (int i = 0; owner && i < 2 * MOB_ID_OWNER_BYTES; i++) {
         int digit = digit_value(owner[sizeof owner_word - 1 + (size_t)i]);
         if (digit < 0)
             return -EINVAL;
         out->owner[i / 2] = (uint8_t)(out->owner[i / 2] << 4 | digit);
     }
-    for (size_t i = 0; directory && i < DISK_IDENTITY_BYTES - 1; i++) {
-        out->directory[i] = directory[sizeof directory_word - 1 + i];
-        if (digit_value(out->directory[i]) < 0)
-            return -EINVAL;
-    }
+    if (!take_digits(copy, "directory ", out->directory) || !take_digits(copy, "key ", out->key))
+        return -EINVAL;
     return strcmp(disk_identity_format(out, again), copy) ? -EINVAL : 0;
 }
 
@@ -130,6 +143,11 @@ static uint64_t get_number(const uint8_t *place, int bytes)
     return value;
 }
 
+uint64_t disk_header_file_bytes(const struct disk_header *header)
+{
+    return header->encrypted ? cipher_file_bytes(header->size) : header->size;
+}
+
 void disk_header_seal(struct disk_header *header, const struct spill_sum *sums)
 {
     XXH128_canonical_t digest;
@@ -144,7 +162,8 @@ void disk_header_encode(const struct disk_header *header, uint8_t out[DISK_HEADE
     memset(out, 0, DISK_HEADER_BYTES);
     memcpy(out, magic, sizeof magic);
     put_number(out + 8, VERSION, 4);
-    put_number(out + 12, header->sealed ? FLAG_SEALED : 0, 4);
+    put_number(out + 12,
+               (header->sealed ? FLAG_SEALED : 0) | (header->encrypted ? FLAG_ENCRYPTED : 0), 4);
     memcpy(out + 16, header->id.bytes, MOB_ID_BYTES);
     put_number(out + 36, SPILL_BLOCK_BYTES, 4);
     put_number(out + 40, header->size, 8);
@@ -186,6 +205,7 @@ errint_t disk_header_decode(const void *bytes, size_t count, struct disk_header 
         .uid = (uint32_t)get_number(in + 68, 4),
         .gid = (uint32_t)get_number(in + 72, 4),
         .sealed = get_number(in + 12, 4) & FLAG_SEALED,
+        .encrypted = get_number(in + 12, 4) & FLAG_ENCRYPTED,
     };
     memcpy(out->id.bytes, in + 16, MOB_ID_BYTES);
     memcpy(out->digest, in + 80, DISK_DIGEST_BYTES);
@@ -232,20 +252,20 @@ void spill_sum_block(const void *data, size_t bytes, struct spill_sum *out)
     memcpy(out, &sum, sizeof sum);
 }
 
-static void sum_blocks(const uint8_t *data, size_t bytes, struct spill_sum *sums)
+static void sum_blocks(const uint8_t *data, size_t bytes, size_t stride, struct spill_sum *sums)
 {
-    for (size_t at = 0; at < bytes; at += SPILL_BLOCK_BYTES) {
+    for (size_t at = 0; at < bytes; at += stride) {
         size_t rest = bytes - at;
-        spill_sum_block(data + at, rest < SPILL_BLOCK_BYTES ? rest : SPILL_BLOCK_BYTES, sums++);
+        spill_sum_block(data + at, rest < stride ? rest : stride, sums++);
     }
 }
 
-/* All of the next `bytes`. */
-static errint_t read_part(int fd, uint8_t *buffer, size_t bytes, uint64_t offset)
+/* All of the next `bytes`; the buffer has `room`. */
+static errint_t read_part(int fd, uint8_t *buffer, size_t room, size_t bytes, uint64_t offset)
 {
     ssize_t got;
     do
-        got = pread(fd, buffer, READ_BYTES, (off_t)offset);
+        got = pread(fd, buffer, room, (off_t)offset);
     while (got < 0 && errno == EINTR);
     if (got >= (ssize_t)bytes)
         return 0;
@@ -261,22 +281,24 @@ errint_t disk_header_verify(int fd, const struct disk_header *header, uint64_t *
 {
     struct stat info;
     struct disk_header is = *header;
-    uint64_t done = 0;
+    size_t stride = header->encrypted ? CIPHER_STRIDE_BYTES : SPILL_BLOCK_BYTES;
+    size_t room = READ_BLOCKS * stride;
+    uint64_t done = 0, bytes = disk_header_file_bytes(header);
     errint_t error = 0;
     *read_bytes = 0;
     if (fstat(fd, &info) < 0)
         return -errno;
-    if ((uint64_t)info.st_size != header->size)
+    if ((uint64_t)info.st_size != bytes)
         return -ENODATA;
-    cleanup_free uint8_t *buffer = aligned_alloc(READ_ALIGNMENT, READ_BYTES);
+    cleanup_free uint8_t *buffer = aligned_alloc(READ_ALIGNMENT, room);
     cleanup_free struct spill_sum *sums = calloc(spill_block_count(header->size) + 1, sizeof *sums);
     if (!buffer || !sums)
         return -ENOMEM;
-    while (!error && done < header->size) {
-        size_t part = header->size - done < READ_BYTES ? (size_t)(header->size - done) : READ_BYTES;
-        error = read_part(fd, buffer, part, done);
+    while (!error && done < bytes) {
+        size_t part = bytes - done < room ? (size_t)(bytes - done) : room;
+        error = read_part(fd, buffer, room, part, done);
         if (!error) {
-            sum_blocks(buffer, part, sums + done / SPILL_BLOCK_BYTES);
+            sum_blocks(buffer, part, stride, sums + done / stride);
             done += part;
         }
     }

@@ -1,6 +1,7 @@
 /* What a spill directory says of itself, so that it can be read without the store it belongs to.
  *
- *   DIR/mobula-spill        text: version, owner, and the directory's own identity
+ *   DIR/mobula-spill        text: version, owner, the directory's own identity, and the name of the
+ *                           key, if files are encrypted
  *   DIR/objects/HEX         its extended attribute user.mobula.object says which object's bytes it
  *                           has, and has a digest of their checksums. It can't be in the file: the
  *                           kernel is given that from offset 0 on.
@@ -14,10 +15,12 @@
  *   36  bytes of a block   80  XXH3-128 of the array of block checksums
  *                          96  XXH3-64 of the 96 bytes before
  *
- * A file that was written on disk is an object before its checksums are made: then flag 1 is not
- * set, and the digest is 0. A file without the attribute is no object, or not yet; or its
- * filesystem has no such attributes. Nothing of the store needs them: it knows its files by its own
- * records.
+ * Flag 1: the digest is there. A file that was written on disk is an object before its checksums
+ * are made: then it is not set, and the digest is 0. Flag 2: the file is encrypted, as cipher.h
+ * says it. Then it is longer than its object; and a checksum is of a block's head and ciphertext,
+ * so that the file can be verified without its key. A file without the attribute is no object, or
+ * not yet; or its filesystem has no such attributes. Nothing of the store needs them: it knows its
+ * files by its own records.
  *
  * Nothing here knows the store; any thread. All that is decoded may be anybody's. */
 #ifndef MOBULA_CORE_STORE_DISK_HEADER_H
@@ -29,16 +32,18 @@
 
 #include "core/base/error.h"
 #include "core/base/id.h"
+#include "core/store/cipher.h"
 #include "core/store/spill_io.h"
 
 /* --- mobula-spill --- */
 
 #define DISK_IDENTITY_NAME "mobula-spill"
-enum { DISK_IDENTITY_BYTES = 33, DISK_IDENTITY_TEXT_BYTES = 160 };
+enum { DISK_IDENTITY_BYTES = 33, DISK_IDENTITY_TEXT_BYTES = 200 };
 
 struct disk_identity {
     uint8_t owner[MOB_ID_OWNER_BYTES];
     char directory[DISK_IDENTITY_BYTES]; /* 32 digits; "": none yet, by an older version */
+    char key[CIPHER_NAME_BYTES];         /* cipher_key_name(), 32 digits; "": none */
 };
 
 /* Reads the file's text. -EINVAL: it is no such file, or of another version. */
@@ -68,10 +73,13 @@ struct disk_header {
     uint64_t file, size, mtime_ns;
     uint32_t mode, uid, gid; /* permission bits only */
     bool sealed;             /* digest is there */
+    bool encrypted;          /* the file; `size` is that of its content */
     uint8_t digest[DISK_DIGEST_BYTES];
 };
 
-/* The checksum of one block, as the engine of spill_io.h makes it. */
+/* How long the file must be. */
+uint64_t disk_header_file_bytes(const struct disk_header *header);
+/* The checksum of one block, with its head if it has one, as the engine of spill_io.h makes it. */
 void spill_sum_block(const void *data, size_t bytes, struct spill_sum *out);
 /* Seals the header with the checksums of all blocks. */
 void disk_header_seal(struct disk_header *header, const struct spill_sum *sums);
@@ -88,7 +96,8 @@ MOB_MUST_CHECK errint_t disk_header_read(int fd, struct disk_header *out);
  * then it has none, if that can be helped. Nothing is made durable. */
 MOB_MUST_CHECK errint_t disk_header_write(int fd, const struct disk_header *header);
 
-/* Reads all of a file and compares it with its header, which must be sealed. With O_DIRECT in
+/* Reads all of a file and compares it with its header, which must be sealed; that needs no key.
+ * With O_DIRECT in
  * `fd`'s flags it goes past the page cache; that is turned off should it not do. Blocks for as long
  * as the disk takes. 0; -EBADMSG: its bytes are others; -ENODATA: it is shorter or longer; -EIO or
  * what else a read says; -ENOMEM. *read_bytes: how much was read. */

@@ -77,6 +77,7 @@ static void check_same(const struct disk_header *is, const struct disk_header *e
     assert_int_equal(is->mode, expected->mode);
     assert_true(is->uid == expected->uid && is->gid == expected->gid);
     assert_int_equal(is->sealed, expected->sealed);
+    assert_int_equal(is->encrypted, expected->encrypted);
     assert_memory_equal(is->digest, expected->digest, DISK_DIGEST_BYTES);
 }
 
@@ -97,6 +98,30 @@ static void a_header_is_read_as_it_was_written(void **state)
     assert_int_equal(disk_header_decode(bytes, sizeof bytes, &is), 0);
     memset(open.digest, 0, sizeof open.digest);
     check_same(&is, &open);
+}
+
+static void a_header_says_that_its_file_is_encrypted_and_how_long_it_is(void **state)
+{
+    uint8_t bytes[DISK_HEADER_BYTES], plain[DISK_HEADER_BYTES];
+    struct disk_header is, encrypted = example, open;
+    (void)state;
+    encrypted.encrypted = true;
+    disk_header_encode(&example, plain);
+    disk_header_encode(&encrypted, bytes);
+    assert_int_equal(bytes[12], 3);
+    assert_memory_equal(bytes, plain, 12); /* and nothing else in it is different */
+    assert_memory_equal(bytes + 13, plain + 13, 96 - 13);
+    assert_int_equal(disk_header_decode(bytes, sizeof bytes, &is), 0);
+    check_same(&is, &encrypted);
+    open = encrypted;
+    open.sealed = false;
+    memset(open.digest, 0, sizeof open.digest);
+    disk_header_encode(&open, bytes);
+    assert_int_equal(bytes[12], 2);
+    assert_int_equal(disk_header_decode(bytes, sizeof bytes, &is), 0);
+    check_same(&is, &open);
+    assert_true(disk_header_file_bytes(&example) == example.size);
+    assert_true(disk_header_file_bytes(&encrypted) == cipher_file_bytes(example.size));
 }
 
 static void a_header_with_any_bit_flipped_or_byte_missing_is_refused(void **state)
@@ -133,7 +158,7 @@ static void a_header_that_says_what_cannot_be_is_refused(void **state)
     static const size_t places[] = {8, 12, 13, 36, 76};
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(places); i++) {
         disk_header_encode(&example, bytes);
-        bytes[places[i]] |= 2;
+        bytes[places[i]] |= 4;
         uint64_t sum = XXH3_64bits(bytes, 96); /* in the order of this machine, as most have it */
         memcpy(bytes + 96, &sum, sizeof sum);
         assert_int_equal(disk_header_decode(bytes, sizeof bytes, &is), -EPROTO);
@@ -189,6 +214,39 @@ static void an_identity_is_read_with_its_directory_or_as_an_older_version_wrote_
     assert_int_equal(disk_identity_parse(text, strlen(text) + 1, &is), -EINVAL);
 }
 
+static void an_identity_may_name_a_key(void **state)
+{
+    static const char name[] = "0123456789abcdef0123456789abcdef";
+    struct disk_identity identity = {.owner = {0xab, 2, 3, 4, 5, 6, 7, 8}}, is;
+    char text[2 * DISK_IDENTITY_TEXT_BYTES], without[DISK_IDENTITY_TEXT_BYTES];
+    (void)state;
+    assert_int_equal(disk_identity_new(identity.directory), 0);
+    disk_identity_format(&identity, without);
+    strcpy(identity.key, name);
+    disk_identity_format(&identity, text);
+    /* It is one line more, the last. */
+    assert_memory_equal(text, without, strlen(without));
+    assert_string_equal(text + strlen(without), "key 0123456789abcdef0123456789abcdef\n");
+    assert_int_equal(disk_identity_parse(text, strlen(text), &is), 0);
+    assert_string_equal(is.key, name);
+    assert_string_equal(is.directory, identity.directory);
+    assert_int_equal(disk_identity_parse(without, strlen(without), &is), 0);
+    assert_string_equal(is.key, "");
+    for (size_t count = 0; count < strlen(text); count++)
+        assert_int_equal(disk_identity_parse(text, count, &is),
+                         count == 56 || count == strlen(without) ? 0 : -EINVAL);
+    for (size_t i = 0; i < strlen(text); i++) {
+        text[i] ^= 0x80;
+        assert_int_equal(disk_identity_parse(text, strlen(text), &is), -EINVAL);
+        text[i] ^= 0x80;
+    }
+    /* Not before the directory, and not twice. */
+    snprintf(text, sizeof text, "%.56skey %s\n%s", without, name, without + 56);
+    assert_int_equal(disk_identity_parse(text, strlen(text), &is), -EINVAL);
+    snprintf(text, sizeof text, "%.56skey %s\nkey %s\n", without, name, name);
+    assert_int_equal(disk_identity_parse(text, strlen(text), &is), -EINVAL);
+}
+
 /* --- headers of files --- */
 
 struct file {
@@ -223,18 +281,21 @@ static bool has_attributes(const struct file *file)
     return fsetxattr(file->fd, "user.test", "", 0, 0) == 0;
 }
 
-static void fill(struct file *file, uint64_t bytes)
+/* Verifying knows nothing of what is in a block, encrypted or not. */
+static void fill(struct file *file, uint64_t content)
 {
-    struct spill_sum *sums = calloc(spill_block_count(bytes) + 1, sizeof *sums);
-    char *block = malloc(MIB);
-    file->header.size = bytes;
+    struct spill_sum *sums = calloc(spill_block_count(content) + 1, sizeof *sums);
+    size_t stride = file->header.encrypted ? MIB + 4096 : MIB;
+    char *block = malloc(stride);
+    file->header.size = content;
+    uint64_t bytes = content + spill_block_count(content) * (stride - MIB);
     assert_int_equal(ftruncate(file->fd, 0), 0);
-    for (uint64_t done = 0; done < bytes; done += MIB) {
-        size_t part = bytes - done < MIB ? (size_t)(bytes - done) : MIB;
+    for (uint64_t done = 0; done < bytes; done += stride) {
+        size_t part = bytes - done < stride ? (size_t)(bytes - done) : stride;
         for (size_t i = 0; i < part; i++)
             block[i] = (char)((done >> 20) + i * 7 + i / 4096);
         assert_int_equal(mob_pwrite_full(file->fd, block, part, (off_t)done), 0);
-        spill_sum_block(block, part, &sums[done / MIB]);
+        spill_sum_block(block, part, &sums[done / stride]);
     }
     disk_header_seal(&file->header, sums);
     free(block);
@@ -308,9 +369,8 @@ static errint_t verify(struct file *file, uint64_t *read_bytes)
     return disk_header_verify(file->fd, &file->header, read_bytes ? read_bytes : &bytes);
 }
 
-static void files_of_any_size_are_verified_past_the_page_cache_and_through_it(void **state)
+static void verify_any_size(struct file *file)
 {
-    struct file *file = *state;
     uint64_t read_bytes;
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(sizes); i++)
         for (int direct = 0; direct < 2; direct++) {
@@ -319,18 +379,28 @@ static void files_of_any_size_are_verified_past_the_page_cache_and_through_it(vo
             if (fcntl(file->fd, F_SETFL, direct ? O_DIRECT : 0) < 0)
                 continue;
             assert_int_equal(verify(file, &read_bytes), 0);
-            assert_true(read_bytes == sizes[i]);
+            assert_true(read_bytes == disk_header_file_bytes(&file->header));
             assert_int_equal(fcntl(file->fd, F_SETFL, 0), 0);
         }
 }
 
-static void a_flipped_bit_anywhere_is_found(void **state)
+static void files_of_any_size_are_verified_past_the_page_cache_and_through_it(void **state)
+{
+    verify_any_size(*state);
+}
+
+static void encrypted_files_of_any_size_are_verified_without_a_key(void **state)
 {
     struct file *file = *state;
+    file->header.encrypted = true;
+    verify_any_size(file);
+}
+
+static void flip_everywhere(struct file *file, const off_t *places, size_t count)
+{
     char byte;
     fill(file, 9 * MIB + 5);
-    static const off_t places[] = {0, MIB - 1, MIB, 8 * MIB - 1, 8 * MIB, 9 * MIB + 4};
-    for (size_t i = 0; i < MOB_ARRAY_LENGTH(places); i++) {
+    for (size_t i = 0; i < count; i++) {
         assert_int_equal(pread(file->fd, &byte, 1, places[i]), 1);
         byte ^= 4;
         assert_int_equal(pwrite(file->fd, &byte, 1, places[i]), 1);
@@ -338,6 +408,38 @@ static void a_flipped_bit_anywhere_is_found(void **state)
         byte ^= 4;
         assert_int_equal(pwrite(file->fd, &byte, 1, places[i]), 1);
         assert_int_equal(verify(file, NULL), 0);
+    }
+}
+
+static void a_flipped_bit_anywhere_is_found(void **state)
+{
+    static const off_t places[] = {0, MIB - 1, MIB, 8 * MIB - 1, 8 * MIB, 9 * MIB + 4};
+    flip_everywhere(*state, places, MOB_ARRAY_LENGTH(places));
+}
+
+static void a_flipped_bit_anywhere_in_an_encrypted_file_is_found(void **state)
+{
+    enum { HEAD = 4096, STRIDE = HEAD + MIB };
+    static const off_t places[] = {
+        0,          HEAD - 1,       HEAD,       STRIDE - 1,        STRIDE,
+        8 * STRIDE, 8 * STRIDE - 1, 9 * STRIDE, 9 * STRIDE + HEAD, 9 * STRIDE + HEAD + 4};
+    struct file *file = *state;
+    file->header.encrypted = true;
+    flip_everywhere(file, places, MOB_ARRAY_LENGTH(places));
+}
+
+static void an_encrypted_file_of_another_length_is_found_without_reading_it(void **state)
+{
+    static const off_t wrong[] = {2 * MIB, 2 * (MIB + 4096) - 1, 2 * (MIB + 4096) + 1, 0};
+    struct file *file = *state;
+    uint64_t read_bytes = 1;
+    file->header.encrypted = true;
+    fill(file, 2 * MIB);
+    assert_int_equal(verify(file, NULL), 0);
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(wrong); i++) {
+        assert_int_equal(ftruncate(file->fd, wrong[i]), 0);
+        assert_int_equal(verify(file, &read_bytes), -ENODATA);
+        assert_true(read_bytes == 0);
     }
 }
 
@@ -374,15 +476,20 @@ int main(void)
 #define FILED(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_header_is_read_as_it_was_written),
+        cmocka_unit_test(a_header_says_that_its_file_is_encrypted_and_how_long_it_is),
         cmocka_unit_test(a_header_with_any_bit_flipped_or_byte_missing_is_refused),
         cmocka_unit_test(a_header_that_says_what_cannot_be_is_refused),
         cmocka_unit_test(names_of_data_files_are_sixteen_digits),
         cmocka_unit_test(an_identity_is_read_with_its_directory_or_as_an_older_version_wrote_it),
+        cmocka_unit_test(an_identity_may_name_a_key),
         FILED(a_file_gets_its_header_once),
         FILED(a_torn_attribute_is_no_header),
         FILED(where_a_header_cannot_be_set_none_is_left_of_somebody_else),
         FILED(files_of_any_size_are_verified_past_the_page_cache_and_through_it),
+        FILED(encrypted_files_of_any_size_are_verified_without_a_key),
         FILED(a_flipped_bit_anywhere_is_found),
+        FILED(a_flipped_bit_anywhere_in_an_encrypted_file_is_found),
+        FILED(an_encrypted_file_of_another_length_is_found_without_reading_it),
         FILED(a_file_of_another_length_is_found_without_reading_it),
         FILED(short_reads_are_gone_on_with_and_errors_say_where),
     };
