@@ -345,32 +345,31 @@ static errint_t read_all(int fd, void *buffer, size_t bytes, uint64_t offset)
     return got < 0 ? (errint_t)got : (size_t)got < bytes ? -ENODATA : 0;
 }
 
-/* Bytes `begin` to `end` of a block's content, which has `bytes`. */
-static errint_t read_block(const struct cipher_key *key, int fd, uint64_t file, uint64_t block,
-                           size_t bytes, size_t begin, size_t end, uint8_t *out)
+errint_t cipher_read_block(const struct cipher_key *key, int fd, const struct cipher_block *block,
+                           size_t begin, size_t end, void *out)
 {
     struct head head;
-    uint64_t offset = cipher_block_offset(block);
-    errint_t error = read_all(fd, &head, sizeof head, offset);
+    errint_t error = read_all(fd, &head, sizeof head, block->place);
     if (!error)
-        error = check_head(&head, file, block, bytes);
+        error = check_head(&head, block->file, block->number, block->bytes);
     if (error)
         return error;
     cleanup_free uint8_t *chunk = malloc(CIPHER_CHUNK_BYTES);
     if (!chunk)
         return -ENOMEM;
+    uint8_t *to = out;
     cleanup_context EVP_CIPHER_CTX *cipher = begin_decrypting(key, head.wrapped, &error);
     for (size_t i = begin / CIPHER_CHUNK_BYTES; !error && i * CIPHER_CHUNK_BYTES < end; i++) {
-        size_t at = i * CIPHER_CHUNK_BYTES, part = chunk_bytes(bytes, i);
+        size_t at = i * CIPHER_CHUNK_BYTES, part = chunk_bytes(block->bytes, i);
         size_t from = begin > at ? begin - at : 0, until = end - at < part ? end - at : part;
-        struct context context = block_context(file, block, bytes, i);
-        uint8_t *place = until - from == part ? out : chunk;
-        error = read_all(fd, place, part, offset + CIPHER_HEAD_BYTES + at);
+        struct context context = block_context(block->file, block->number, block->bytes, i);
+        uint8_t *place = until - from == part ? to : chunk;
+        error = read_all(fd, place, part, block->place + CIPHER_HEAD_BYTES + at);
         if (!error)
             error = decrypt_chunk(cipher, &context, place, place, part, head.tags[i]);
         if (!error && place == chunk)
-            memcpy(out, chunk + from, until - from);
-        out += until - from;
+            memcpy(to, chunk + from, until - from);
+        to += until - from;
     }
     OPENSSL_cleanse(chunk, CIPHER_CHUNK_BYTES);
     return error;
@@ -392,8 +391,8 @@ ssize_t cipher_pread(const struct cipher_key *key, int fd, uint64_t file, uint64
         size_t begin = (size_t)(at - begins), end = begin + (bytes - done);
         if (end > holds)
             end = holds;
-        errint_t error =
-            read_block(key, fd, file, block, holds, begin, end, (uint8_t *)buffer + done);
+        struct cipher_block it = {file, block, cipher_block_offset(block), holds};
+        errint_t error = cipher_read_block(key, fd, &it, begin, end, (uint8_t *)buffer + done);
         if (error) {
             OPENSSL_cleanse(buffer, bytes);
             if (bad_block)

@@ -76,6 +76,19 @@ MOB_MUST_CHECK errint_t cipher_decrypt_block(const struct cipher_key *key, uint6
 MOB_MUST_CHECK errint_t cipher_head_bytes(const void *head, uint64_t file, uint64_t block,
                                           size_t *bytes);
 
+/* A block that may be anywhere: the head is at `place` of the file. */
+struct cipher_block {
+    uint64_t file, number, place;
+    size_t bytes; /* of content */
+};
+/* Reads bytes `begin` to `end` (not after the last one) of its content; each chunk that is touched
+ * is verified. `fd` is not O_DIRECT. -EBADMSG: it is not that block, of that length; -ENODATA: the
+ * file is too short; -ENOMEM; or what a read says: then `out` is undefined, and must not be used.
+ * Blocks for the disk. */
+MOB_MUST_CHECK errint_t cipher_read_block(const struct cipher_key *key, int fd,
+                                          const struct cipher_block *block, size_t begin,
+                                          size_t end, void *out);
+
 /* As pread(2) of the content, which has `size` bytes, of an encrypted file; each chunk that is
  * touched is verified before anything of it is returned. `fd` is not O_DIRECT. Less than `bytes`
  * only at the end of the content. *bad_block (may be NULL): where an error is. -EBADMSG; -ENODATA:
