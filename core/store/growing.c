@@ -31,7 +31,8 @@
  * A unit that is a hole has no pages: the moved part just goes on past it, a later write shows.
  *
  * In exclusive mode there are no writers: copied, noted, punched. Killed before the note, nothing
- * has happened; after it, growing_resume() punches what is moved. */
+ * has happened; after it, growing_resume() punches what is moved. (How blocks of an encrypted file
+ * are changed that were moved before: growing_encrypted.c.) */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -42,9 +43,7 @@
 
 enum {
     PAGE_BYTES = 4096,
-    DISK_BLOCK_BYTES = 4096, /* as direct I/O wants it */
     HOLD_TIMEOUT_NS = 100000000,
-    ZERO_PIECE_BYTES = 64 << 10, /* of a unit with holes, pieces of zeros are not written */
 };
 
 #ifndef MADV_POPULATE_WRITE
@@ -54,12 +53,17 @@ enum {
 #define SYS_cachestat 451
 #endif
 
-errint_t growing_init(struct growing *growing, int memory_fd, int disk_fd, bool exclusive,
-                      const struct growing_state *state, growing_note *note, void *argument)
+errint_t growing_init(struct growing *growing, int memory_fd, const struct growing_disk *disk,
+                      bool exclusive, const struct growing_state *state, growing_note *note,
+                      void *argument)
 {
+    if (disk->key && (!exclusive || (state && !growing_encrypted_is_valid(state))))
+        return -EINVAL;
+    if (!disk->key && state && (state->filled || state->redo))
+        return -EINVAL;
     *growing = (struct growing){
         .memory_fd = memory_fd,
-        .disk_fd = disk_fd,
+        .disk = *disk,
         .exclusive = exclusive,
         .note = note,
         .argument = argument,
@@ -112,79 +116,9 @@ static struct growing_state state_after(const struct growing *growing,
         state.head_moved = true;
     if (end > state.moved)
         state.moved = end;
+    if (growing->disk.key)
+        state.filled = batch->offset + batch->bytes;
     return state;
-}
-
-/* --- the disk file --- */
-
-/* Waits until it is on disk, as direct I/O does: an error after the punch would be too late. */
-static errint_t write_buffered(int fd, const unsigned char *buffer,
-                               const struct growing_batch *batch)
-{
-    off_t offset = (off_t)batch->offset, bytes = (off_t)batch->bytes;
-    errint_t error = mob_pwrite_full(fd, buffer, batch->bytes, offset);
-    if (error)
-        return error;
-    if (sync_file_range(fd, offset, bytes,
-                        SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
-                            SYNC_FILE_RANGE_WAIT_AFTER) < 0)
-        return -errno;
-    posix_fadvise(fd, offset, bytes, POSIX_FADV_DONTNEED);
-    return 0;
-}
-
-/* `buffer` has room for a whole unit. */
-static errint_t write_batch(const struct growing_move *move, unsigned char *buffer,
-                            const struct growing_batch *batch)
-{
-    int disk_fd = move->growing->disk_fd;
-    size_t whole = (batch->bytes + DISK_BLOCK_BYTES - 1) / DISK_BLOCK_BYTES * DISK_BLOCK_BYTES;
-    errint_t error = -EINVAL;
-    if (move->direct >= 0) {
-        memset(buffer + batch->bytes, 0, whole - batch->bytes);
-        error = mob_pwrite_full(move->direct, buffer, whole, (off_t)batch->offset);
-    }
-    /* EINVAL also from the rest of a short count, which may be at any offset. */
-    if (error == -EINVAL)
-        error = write_buffered(disk_fd, buffer, batch);
-    /* Nothing may be left past the end of the file: it would show up when that grows. */
-    if (!error && batch->bytes % GROWING_UNIT_BYTES &&
-        ftruncate(disk_fd, (off_t)(batch->offset + batch->bytes)) < 0)
-        error = -errno;
-    return error;
-}
-
-static bool is_zero(const unsigned char *buffer, size_t bytes)
-{
-    return bytes == 0 || (buffer[0] == 0 && memcmp(buffer, buffer + 1, bytes - 1) == 0);
-}
-
-/* A unit with holes: what is zero stays a hole on disk. */
-static errint_t write_sparse(const struct growing_move *move, unsigned char *buffer,
-                             const struct growing_batch *batch)
-{
-    int disk_fd = move->growing->disk_fd;
-    errint_t error = 0;
-    if (batch->bytes < GROWING_UNIT_BYTES)
-        return write_batch(move, buffer, batch);
-    for (size_t done = 0; done < batch->bytes && !error;) {
-        size_t piece = 0;
-        while (done + piece < batch->bytes && is_zero(buffer + done + piece, ZERO_PIECE_BYTES))
-            piece += ZERO_PIECE_BYTES;
-        if (piece)
-            error = growing_clear_disk(disk_fd, batch->offset + done, piece);
-        done += piece;
-        if (done >= batch->bytes || error)
-            break;
-        struct growing_batch part = {batch->offset + done, ZERO_PIECE_BYTES};
-        error = mob_pwrite_full(disk_fd, buffer + done, part.bytes, (off_t)part.offset);
-        done += part.bytes;
-    }
-    if (!error && sync_file_range(disk_fd, (off_t)batch->offset, (off_t)batch->bytes,
-                                  SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
-                                      SYNC_FILE_RANGE_WAIT_AFTER) < 0)
-        error = -errno;
-    return error;
 }
 
 /* --- a unit --- */
@@ -227,7 +161,7 @@ static errint_t copy_batch(const struct growing_move *move, const struct growing
         return (errint_t)got;
     if ((size_t)got != batch->bytes)
         return -EIO;
-    return sparse ? write_sparse(move, buffer, batch) : write_batch(move, buffer, batch);
+    return growing_disk_move(move, buffer, batch, sparse);
 }
 
 /* The unit is punched, the lock is held: brings the disk file up to date from the pipes. `sum` is
@@ -240,7 +174,7 @@ errint_t growing_finish_batch(const struct growing_move *move, const struct grow
     struct growing_state after = state_after(growing, batch);
     errint_t error = growing_read_frozen(move->mover, buffer, batch->bytes);
     if (!error && (!sum || !XXH128_isEqual(XXH3_128bits(buffer, batch->bytes), *sum)))
-        error = write_batch(move, buffer, batch);
+        error = growing_disk_move(move, buffer, batch, false);
     if (!error && batch->bytes % GROWING_UNIT_BYTES) {
         /* A write past the end that we froze may have been punched. */
         uint64_t size;
@@ -359,9 +293,9 @@ static errint_t move_shared(const struct growing_move *move, const struct growin
 static errint_t move_alone(const struct growing_move *move, const struct growing_batch *batch,
                            bool sparse)
 {
-    struct growing_state after = state_after(move->growing, batch);
     uint64_t end = growing_round_up(batch->offset + batch->bytes);
     errint_t error = copy_batch(move, batch, sparse);
+    struct growing_state after = state_after(move->growing, batch);
     if (!error)
         error = growing_announce(move->growing, &after);
     if (!error)
@@ -373,7 +307,7 @@ static errint_t pass_hole(const struct growing_move *move, const struct growing_
 {
     struct growing *growing = move->growing;
     struct growing_state after = state_after(growing, batch);
-    errint_t error = growing_clear_disk(growing->disk_fd, batch->offset, GROWING_UNIT_BYTES);
+    errint_t error = growing_disk_clear(growing, batch->offset, GROWING_UNIT_BYTES);
     if (!error)
         error = growing_announce(growing, &after);
     if (!error && growing->exclusive)
@@ -411,6 +345,8 @@ static errint_t find_holes(struct growing_move *move, struct growing_batch *batc
 static errint_t move_batch(struct growing_move *move, struct growing_batch batch)
 {
     bool sparse, hole;
+    if (move->growing->disk.key) /* has no holes on disk */
+        return move_alone(move, &batch, false);
     errint_t error = find_holes(move, &batch, &sparse, &hole);
     if (error)
         return error;
@@ -456,7 +392,7 @@ errint_t growing_move_open(struct growing_move *move, struct growing *growing,
         .growing = growing, .mover = mover, .memory = growing_open_memory(growing), .direct = -1};
     if (move->memory < 0)
         return move->memory;
-    snprintf(path, sizeof path, "/proc/self/fd/%d", growing->disk_fd);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", growing->disk.fd);
     move->direct = open(path, O_WRONLY | O_DIRECT | O_CLOEXEC);
     return 0;
 }
@@ -470,6 +406,8 @@ static errint_t move_begin(struct growing_move *move, struct growing *growing,
     if (!growing->exclusive && !mover->pipes)
         return -EINVAL;
     errint_t error = mover->pipes && !growing->exclusive ? growing_drain(mover) : 0;
+    if (!error)
+        error = growing_disk_settle(growing);
     return error ? error : growing_move_open(move, growing, mover);
 }
 
@@ -560,7 +498,7 @@ static errint_t move_rest(struct growing_move *move)
         if (error || growing->state.torn)
             return error;
     }
-    return ftruncate(growing->disk_fd, (off_t)size) < 0 ? -errno : 0;
+    return growing_disk_finish(growing, size);
 }
 
 errint_t growing_assemble(struct growing *growing, struct growing_mover *mover,

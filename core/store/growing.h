@@ -32,6 +32,7 @@
 #include <sys/types.h>
 
 #include "core/base/error.h"
+#include "core/store/cipher.h"
 
 enum {
     GROWING_UNIT_BYTES = 2 << 20,
@@ -61,7 +62,7 @@ struct hold;
 /* What moving takes: one for each thread that moves. */
 struct growing_mover {
     struct growing_pipes *pipes; /* NULL: for files in exclusive mode only */
-    unsigned char *buffer;       /* two batches, aligned for direct I/O */
+    unsigned char *buffer;       /* two batches, one of them encrypted, aligned for direct I/O */
     int null_fd;                 /* where pipes are emptied into, without a copy */
     struct hold *hold;           /* the caller's, may be NULL: see growing_move() */
     struct growing *busy;        /* whose pages are in the pipes after a move that failed halfway */
@@ -76,6 +77,14 @@ void growing_mover_close(struct growing_mover *mover);
 
 /* --- files --- */
 
+/* The file on disk: the caller's, and of no use to anybody else. With a key it has the layout of
+ * cipher.h, as the file of that number, and nothing in it is in plaintext. */
+struct growing_disk {
+    int fd;                       /* readable and writable, without O_APPEND and O_DIRECT */
+    const struct cipher_key *key; /* NULL: a plain file; else in exclusive mode only */
+    uint64_t file;
+};
+
 /* What a successor must get back. All zero for a new file. */
 struct growing_state {
     uint64_t moved;  /* [head, moved) is on disk; a multiple of the unit, may be past the size */
@@ -83,6 +92,9 @@ struct growing_state {
                       * unit, back to memory; else what is behind it, or the head, to disk */
     bool head_moved; /* the moved part begins at 0, not after the head */
     bool torn;       /* found torn in a way that the tmpfs file doesn't show for ever */
+    uint64_t filled; /* encrypted: the disk file has the content up to here; it is in the last unit
+                      * of the moved part, what is behind it there is zeros. Plain files: 0 */
+    uint64_t redo;   /* encrypted: 1 + the block of which a copy is valid; 0 = none */
 };
 
 /* Stores a new state so that a successor gets this one or a later one, whole; of a crash of the
@@ -91,7 +103,8 @@ struct growing_state {
 typedef errint_t growing_note(void *argument, const struct growing_state *state);
 
 struct growing {
-    int memory_fd, disk_fd; /* the caller's */
+    int memory_fd; /* the caller's */
+    struct growing_disk disk;
     bool exclusive;
     growing_note *note;
     void *argument;
@@ -104,13 +117,15 @@ struct growing {
 
 /* memory_fd is readable: with passthrough nothing else, so that a read lease on the file is
  * possible; a writable one is opened for the moment (while a call here runs, except growing_read()
- * and growing_is_torn(), a lease may be refused). disk_fd is readable and writable, without
- * O_APPEND and O_DIRECT, the file of no use to anybody else. Both stay the caller's and open until
- * growing_destroy(). `state`: what was stored, or NULL for a new file (then the disk file is
- * empty); after a restart growing_resume() comes first. -ENOMEM, -EAGAIN. */
-MOB_MUST_CHECK errint_t growing_init(struct growing *growing, int memory_fd, int disk_fd,
-                                     bool exclusive, const struct growing_state *state,
-                                     growing_note *note, void *argument);
+ * and growing_is_torn(), a lease may be refused). The files and the key stay the caller's and open
+ * until growing_destroy(). `state`: what was stored, or NULL for a new file (then the disk file is
+ * empty); after a restart growing_resume() comes first. -ENOMEM, -EAGAIN; -EINVAL: a key without
+ * exclusive mode, or the state is not that of an encrypted file, or of a plain one without a key.
+ */
+MOB_MUST_CHECK errint_t growing_init(struct growing *growing, int memory_fd,
+                                     const struct growing_disk *disk, bool exclusive,
+                                     const struct growing_state *state, growing_note *note,
+                                     void *argument);
 void growing_destroy(struct growing *growing);
 
 /* Finishes what was begun before a restart, or what failed halfway before: call it for every file
@@ -135,10 +150,11 @@ MOB_MUST_CHECK errint_t growing_resume(struct growing *growing, struct growing_m
 MOB_MUST_CHECK errint_t growing_move(struct growing *growing, struct growing_mover *mover,
                                      uint64_t until, struct mob_error *err);
 
-/* Moves everything that is left, the head last, and sets the disk file's size: it is the content,
- * and the tmpfs file is one hole of that size. It is not synced. If writers went on meanwhile or
- * afterwards, it can be called again. Errors as growing_move(), and -EIO with a sentence if the
- * file is torn. Who must know that it stays so makes sure that no writer is left, before. */
+/* Moves everything that is left, the head last, and sets the disk file's size: it is the content
+ * (an encrypted one: as cipher_pread() reads it), and the tmpfs file is one hole of that size. It
+ * is not synced. If writers went on meanwhile or afterwards, it can be called again. Errors as
+ * growing_move(), and -EIO with a sentence if the file is torn. Who must know that it stays so
+ * makes sure that no writer is left, before. */
 MOB_MUST_CHECK errint_t growing_assemble(struct growing *growing, struct growing_mover *mover,
                                          struct mob_error *err);
 
@@ -150,12 +166,14 @@ uint64_t growing_moved(struct growing *growing);
 MOB_MUST_CHECK errint_t growing_is_torn(struct growing *growing, bool *torn);
 
 /* As pread(2): the moved part from disk, the rest from memory. Less than `bytes` only at the end of
- * the tmpfs file. -EIO if it takes the moved part of a torn file. */
+ * the tmpfs file. -EIO if it takes the moved part of a torn file, or what is on disk is not what
+ * was encrypted; then `buffer` has zeros. */
 ssize_t growing_read(struct growing *growing, void *buffer, size_t bytes, uint64_t offset);
 
 /* As pwrite(2), exclusive mode only (-EPERM): the moved part goes to disk, the rest to memory. All
  * or an error: -ENOSPC, -EIO, -EFBIG; some of it may have been written then, the size is as it was
- * or larger. */
+ * or larger. Encrypted files: of each block all or nothing, also when the server dies; each block
+ * of the moved part of which only a part is written is read first; -ENOMEM, -EBUSY. */
 MOB_MUST_CHECK errint_t growing_write(struct growing *growing, const void *buffer, size_t bytes,
                                       uint64_t offset);
 
@@ -165,7 +183,8 @@ MOB_MUST_CHECK errint_t growing_write(struct growing *growing, const void *buffe
  * part brings back the unit that is cut, at most; to 0, nothing, and a torn file is whole again.
  * -EIO: torn before `size` (punch: anywhere), or the disk. -ENOSPC: no memory for the unit that is
  * cut; nothing was changed. -EBUSY as growing_move(). Room (fallocate) is not for the moved part:
- * the caller allocates at and after growing_moved() only. */
+ * the caller allocates at and after growing_moved() only. Of an encrypted file the moved part stays
+ * without holes: to punch it is to write zeros. */
 MOB_MUST_CHECK errint_t growing_truncate(struct growing *growing, uint64_t size);
 MOB_MUST_CHECK errint_t growing_punch(struct growing *growing, uint64_t offset, uint64_t bytes);
 

@@ -57,32 +57,6 @@ errint_t growing_punch_fd(int fd, uint64_t offset, uint64_t bytes)
     return result < 0 ? -errno : 0;
 }
 
-static errint_t write_zeros(int fd, uint64_t offset, uint64_t bytes)
-{
-    static const char zeros[65536];
-    uint64_t size;
-    errint_t error = growing_size(fd, &size);
-    if (error || offset >= size)
-        return error;
-    if (bytes > size - offset)
-        bytes = size - offset;
-    for (uint64_t done = 0; done < bytes && !error; done += sizeof zeros) {
-        size_t piece = bytes - done < sizeof zeros ? (size_t)(bytes - done) : sizeof zeros;
-        error = mob_pwrite_full(fd, zeros, piece, (off_t)(offset + done));
-    }
-    return error;
-}
-
-errint_t growing_clear_disk(int fd, uint64_t offset, uint64_t bytes)
-{
-    uint64_t data;
-    errint_t error = growing_find_data(fd, offset, &data);
-    if (error || data >= offset + bytes)
-        return error;
-    error = growing_punch_fd(fd, offset, bytes);
-    return error == -EOPNOTSUPP ? write_zeros(fd, offset, bytes) : error;
-}
-
 /* --- what is where --- */
 
 uint64_t growing_begin(const struct growing *growing)
@@ -150,18 +124,16 @@ static struct part first_part(const struct growing *growing, uint64_t offset, ui
 
 /* --- reading --- */
 
-static ssize_t read_part(struct growing *growing, void *buffer, const struct part *part)
+static ssize_t read_part(const struct growing *growing, void *buffer, const struct part *part)
 {
-    int fd = part->on_disk ? growing->disk_fd : growing->memory_fd;
-    if (growing->punched && !part->on_disk && part->offset < growing->state.intent &&
+    if (part->on_disk) {
+        errint_t error = growing_disk_read(growing, buffer, (size_t)part->bytes, part->offset);
+        return error ? error : (ssize_t)part->bytes;
+    }
+    if (growing->punched && part->offset < growing->state.intent &&
         part->offset + part->bytes > growing_motion(growing))
         return -EIO;
-    ssize_t got = mob_pread_full(fd, buffer, (size_t)part->bytes, (off_t)part->offset);
-    if (got < 0 || !part->on_disk)
-        return got;
-    /* The disk file is short where the file ends with a hole. */
-    memset((char *)buffer + got, 0, (size_t)part->bytes - (size_t)got);
-    return (ssize_t)part->bytes;
+    return mob_pread_full(growing->memory_fd, buffer, (size_t)part->bytes, (off_t)part->offset);
 }
 
 ssize_t growing_read(struct growing *growing, void *buffer, size_t bytes, uint64_t offset)
@@ -205,10 +177,10 @@ static errint_t write_disk(struct growing *growing, int memory, const void *buff
         error = -errno;
     if (error)
         return error;
-    error = mob_pwrite_full(growing->disk_fd, buffer, (size_t)part->bytes, (off_t)part->offset);
+    error = growing_disk_write(growing, buffer, (size_t)part->bytes, part->offset);
     if (error && end > size) {
         /* A part may have been written. If it can't be cut off, it stays a part of the file. */
-        if (ftruncate(growing->disk_fd, (off_t)size) == 0 && ftruncate(memory, (off_t)size) < 0)
+        if (growing_disk_cut(growing, size) == 0 && ftruncate(memory, (off_t)size) < 0)
             return -errno;
     }
     return error;
@@ -223,7 +195,7 @@ errint_t growing_write(struct growing *growing, const void *buffer, size_t bytes
     cleanup_fd int memory = growing_open_memory(growing);
     if (memory < 0)
         return memory;
-    errint_t error = 0;
+    errint_t error = growing_disk_settle(growing);
     for (size_t done = 0; done < bytes && !error;) {
         struct part part = first_part(growing, offset + done, bytes - done);
         const char *place = (const char *)buffer + done;
@@ -251,9 +223,10 @@ errint_t growing_punch(struct growing *growing, uint64_t offset, uint64_t bytes)
     cleanup_fd int memory = growing_open_memory(growing);
     if (memory < 0)
         return memory;
+    error = growing_disk_settle(growing);
     while (bytes && !error) {
         struct part part = first_part(growing, offset, bytes);
-        error = part.on_disk ? growing_clear_disk(growing->disk_fd, part.offset, part.bytes)
+        error = part.on_disk ? growing_disk_clear(growing, part.offset, part.bytes)
                              : growing_punch_fd(memory, part.offset, part.bytes);
         offset += part.bytes;
         bytes -= part.bytes;
@@ -262,18 +235,6 @@ errint_t growing_punch(struct growing *growing, uint64_t offset, uint64_t bytes)
 }
 
 /* --- truncating --- */
-
-errint_t growing_cut_disk(struct growing *growing)
-{
-    uint64_t size, disk_size;
-    errint_t error = growing_size(growing->memory_fd, &size);
-    if (error || growing->state.moved <= size)
-        return error;
-    error = growing_size(growing->disk_fd, &disk_size);
-    if (!error && disk_size > size && ftruncate(growing->disk_fd, (off_t)size) < 0)
-        error = -errno;
-    return error;
-}
 
 static errint_t copy_back(struct growing *growing, int memory, uint64_t offset, uint64_t end)
 {
@@ -320,7 +281,9 @@ static errint_t truncate_moved(struct growing *growing, int memory, uint64_t siz
     uint64_t unit = size - size % GROWING_UNIT_BYTES, begin = growing_begin(growing);
     bool back = size > unit && unit >= begin && begin < growing->state.moved;
     struct growing_state state = growing->state;
-    struct growing_state after = {.moved = unit, .head_moved = state.head_moved && unit};
+    struct growing_state after = {.moved = unit,
+                                  .head_moved = state.head_moved && unit,
+                                  .filled = state.filled < unit ? state.filled : unit};
     if (!growing->exclusive && !after.head_moved && unit <= GROWING_UNIT_BYTES)
         after.moved = 0; /* nothing but the head, which is in memory */
     state.intent = back ? unit + GROWING_UNIT_BYTES : 0;
@@ -331,12 +294,12 @@ static errint_t truncate_moved(struct growing *growing, int memory, uint64_t siz
     errint_t unsettled = error && !back ? 0 : growing_settle(growing);
     if (error || unsettled)
         return error ? error : unsettled;
-    return ftruncate(growing->disk_fd, (off_t)unit) < 0 ? -errno : 0;
+    return growing_disk_drop(growing, unit);
 }
 
 errint_t growing_truncate(struct growing *growing, uint64_t size)
 {
-    uint64_t tear, moved = growing->state.moved;
+    uint64_t tear, now;
     if (growing->state.intent || growing->unnoted)
         return -EBUSY;
     if (size > INT64_MAX)
@@ -345,13 +308,17 @@ errint_t growing_truncate(struct growing *growing, uint64_t size)
     if (!error && tear < size)
         error = -EIO;
     if (!error)
-        error = growing_cut_disk(growing);
+        error = growing_size(growing->memory_fd, &now);
+    if (!error)
+        error = growing_disk_settle(growing);
+    if (!error)
+        error = growing_disk_cut(growing, now);
     if (error)
         return error;
     cleanup_fd int memory = growing_open_memory(growing);
     if (memory < 0)
         return memory;
-    if (size < moved || growing->state.torn)
+    if (size < growing->state.moved || growing->state.torn)
         return truncate_moved(growing, memory, size);
     return ftruncate(memory, (off_t)size) < 0 ? -errno : 0;
 }

@@ -6,7 +6,11 @@
 
 #include "core/store/growing_internal.h"
 
-enum { PIPE_BYTES = GROWING_BATCH_BYTES / GROWING_PIPES, BUFFER_ALIGNMENT = 4096 };
+enum {
+    PIPE_BYTES = GROWING_BATCH_BYTES / GROWING_PIPES,
+    BUFFER_ALIGNMENT = 4096,
+    HEADS_BYTES = GROWING_BATCH_BYTES / CIPHER_BLOCK_BYTES * CIPHER_HEAD_BYTES,
+};
 
 /* A page that is larger than a unit would be zeroed in place by a punch, and the pipes with it. */
 static errint_t check_huge_pages(struct mob_error *err)
@@ -66,7 +70,7 @@ errint_t growing_mover_open(struct growing_mover *mover, struct growing_pipes *p
     mover->null_fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
     if (mover->null_fd < 0)
         return -errno;
-    mover->buffer = aligned_alloc(BUFFER_ALIGNMENT, 2 * (size_t)GROWING_BATCH_BYTES);
+    mover->buffer = aligned_alloc(BUFFER_ALIGNMENT, 2 * (size_t)GROWING_BATCH_BYTES + HEADS_BYTES);
     if (mover->buffer)
         return 0;
     growing_mover_close(mover);

@@ -48,11 +48,6 @@ MOB_MUST_CHECK errint_t growing_find_tear(struct growing *growing, uint64_t *at)
 /* A writable descriptor on the tmpfs file, to be closed again. -errno. */
 int growing_open_memory(const struct growing *growing);
 MOB_MUST_CHECK errint_t growing_punch_fd(int fd, uint64_t offset, uint64_t bytes);
-/* Makes [offset, offset + bytes) of the disk file read as zeros, without taking room if it can. */
-MOB_MUST_CHECK errint_t growing_clear_disk(int fd, uint64_t offset, uint64_t bytes);
-/* Cuts off what the disk file has past the end of the file, where that is in the moved part. */
-MOB_MUST_CHECK errint_t growing_cut_disk(struct growing *growing);
-
 /* --- growing.c --- */
 
 /* Notes a state, then takes it; if the note fails, the old one remains. */
@@ -90,6 +85,52 @@ MOB_MUST_CHECK errint_t growing_finish_batch(const struct growing_move *move,
 MOB_MUST_CHECK errint_t growing_release_batch(struct growing *growing, struct growing_mover *mover);
 /* Puts an errno into a sentence, and returns it. */
 errint_t growing_explain(errint_t error, struct mob_error *err);
+
+/* --- growing_disk.c: the disk file; offsets and sizes are the content's --- */
+
+/* Brings a batch, or (`sparse`) a unit with holes, to disk, and waits until it is there. `buffer`
+ * has room for whole units. In an encrypted file it begins where the moved part ends. */
+MOB_MUST_CHECK errint_t growing_disk_move(const struct growing_move *move, unsigned char *buffer,
+                                          const struct growing_batch *batch, bool sparse);
+/* Finishes what was begun with an encrypted file; comes before everything below but reads. */
+MOB_MUST_CHECK errint_t growing_disk_settle(struct growing *growing);
+/* Reads in the moved part; what is not there is zeros. The lock is held, or nobody changes it. */
+MOB_MUST_CHECK errint_t growing_disk_read(const struct growing *growing, void *buffer, size_t bytes,
+                                          uint64_t offset);
+/* Writes in the moved part. The lock is not held, here and below. */
+MOB_MUST_CHECK errint_t growing_disk_write(struct growing *growing, const void *buffer,
+                                           size_t bytes, uint64_t offset);
+/* Makes a range read as zeros. A plain file takes no room for it if it can, and may be cleared
+ * behind the moved part. */
+MOB_MUST_CHECK errint_t growing_disk_clear(struct growing *growing, uint64_t offset,
+                                           uint64_t bytes);
+/* Cuts off what it has past `size`, the end of the file, where that is in the moved part. */
+MOB_MUST_CHECK errint_t growing_disk_cut(struct growing *growing, uint64_t size);
+/* Gives back what it has behind `offset`, the end of the moved part. */
+MOB_MUST_CHECK errint_t growing_disk_drop(const struct growing *growing, uint64_t offset);
+/* Everything was moved: makes it what the object has. */
+MOB_MUST_CHECK errint_t growing_disk_finish(struct growing *growing, uint64_t size);
+/* Direct I/O if there is any; else buffered, and waits. `buffer` has room up to a multiple of 4096.
+ * The offset is the disk file's. */
+MOB_MUST_CHECK errint_t growing_write_through(const struct growing_move *move,
+                                              unsigned char *buffer, size_t bytes, uint64_t offset);
+
+/* --- growing_encrypted.c: the same of an encrypted file --- */
+
+/* Whether the state can be that of an encrypted file. */
+bool growing_encrypted_is_valid(const struct growing_state *state);
+MOB_MUST_CHECK errint_t growing_encrypted_move(const struct growing_move *move,
+                                               const unsigned char *buffer,
+                                               const struct growing_batch *batch);
+MOB_MUST_CHECK errint_t growing_encrypted_settle(struct growing *growing);
+MOB_MUST_CHECK errint_t growing_encrypted_read(const struct growing *growing, void *buffer,
+                                               size_t bytes, uint64_t offset);
+MOB_MUST_CHECK errint_t growing_encrypted_write(struct growing *growing, const void *buffer,
+                                                size_t bytes, uint64_t offset);
+MOB_MUST_CHECK errint_t growing_encrypted_clear(struct growing *growing, uint64_t offset,
+                                                uint64_t bytes);
+MOB_MUST_CHECK errint_t growing_encrypted_cut(struct growing *growing, uint64_t size);
+MOB_MUST_CHECK errint_t growing_encrypted_finish(struct growing *growing, uint64_t size);
 
 /* --- growing_freeze.c --- */
 

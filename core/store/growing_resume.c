@@ -88,7 +88,7 @@ static errint_t resume(const struct growing_move *move, struct mob_error *err)
 {
     struct growing *growing = move->growing;
     const struct growing_state *state = &growing->state;
-    uint64_t data;
+    uint64_t data, size;
     errint_t error = 0;
     if (growing->unnoted)
         error = move->mover->busy == growing ? growing_release_batch(growing, move->mover)
@@ -103,7 +103,11 @@ static errint_t resume(const struct growing_move *move, struct mob_error *err)
         if (!error && data < state->moved)
             error = growing_punch_fd(move->memory, 0, state->moved);
     }
-    return error ? error : growing_cut_disk(growing);
+    if (!error)
+        error = growing_disk_settle(growing);
+    if (!error)
+        error = growing_size(growing->memory_fd, &size);
+    return error ? error : growing_disk_cut(growing, size);
 }
 
 errint_t growing_resume(struct growing *growing, struct growing_mover *mover, struct mob_error *err)

@@ -49,11 +49,13 @@ static errint_t note(void *argument, const struct growing_state *state)
 
 static errint_t init(struct store *store, struct staged *staged, const struct growing_state *state)
 {
+    /* Here a key would be given, and only here. */
+    struct growing_disk disk = {.fd = staged->grown.fd, .key = NULL, .file = staged->grown.file};
     struct growing *growing = malloc(sizeof *growing);
     if (!growing)
         return -ENOMEM;
-    errint_t error = growing_init(growing, staged->data.fd, staged->grown.fd, !store->passthrough,
-                                  state, note, staged);
+    errint_t error =
+        growing_init(growing, staged->data.fd, &disk, !store->passthrough, state, note, staged);
     if (error)
         free(growing);
     else
@@ -210,7 +212,9 @@ errint_t grow_adopt(struct store *store, struct staged *staged, const struct sta
     struct growing_state state = {.moved = record->grown_moved,
                                   .intent = record->grown_intent,
                                   .head_moved = record->grown_head_moved,
-                                  .torn = record->grown_torn};
+                                  .torn = record->grown_torn,
+                                  .filled = record->grown_filled,
+                                  .redo = record->grown_redo};
     staged->store = store;
     staged->grown = (struct data_file){record->grown_file, -1, (uint8_t)dir};
     staged->grown.fd = disk_open_file(&store->disk, dir, record->grown_file, O_RDWR);

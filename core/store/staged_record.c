@@ -124,6 +124,8 @@ errint_t records_write(struct staged_records *records, struct staged *staged)
         .grown_intent = staged->grown_state.intent,
         .grown_head_moved = staged->grown_state.head_moved,
         .grown_torn = staged->grown_state.torn,
+        .grown_filled = staged->grown_state.filled,
+        .grown_redo = staged->grown_state.redo,
     };
     memcpy(record.id, staged->id.bytes, sizeof record.id);
     memcpy(record.name, staged->name, staged->name_bytes);

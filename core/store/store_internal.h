@@ -297,7 +297,9 @@ struct staged_record {
     char name[256];
     uint64_t grown_file, grown_moved, grown_intent; /* staged_grow.c */
     uint8_t grown_head_moved, grown_torn;
-    uint8_t rest[118];
+    uint8_t zero3[6];
+    uint64_t grown_filled, grown_redo;
+    uint8_t rest[96];
 };
 _Static_assert(sizeof(struct staged_record) == 512, "slots are 512 bytes");
 

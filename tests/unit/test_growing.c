@@ -225,8 +225,9 @@ static int open_new(const char *dir, const char *name, int flags)
 static void file_attach(struct file *new, const struct growing_state *state)
 {
     assert_int_equal(growing_mover_open(&new->mover, have_pipes ? &pipes : NULL), 0);
-    assert_int_equal(growing_init(&new->growing, new->memory_fd, new->disk_fd, new->exclusive,
-                                  state, note, new->shared),
+    struct growing_disk disk = {.fd = new->disk_fd};
+    assert_int_equal(growing_init(&new->growing, new->memory_fd, &disk, new->exclusive, state, note,
+                                  new->shared),
                      0);
 }
 
