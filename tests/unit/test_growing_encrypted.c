@@ -612,6 +612,7 @@ static const struct scene {
     {"a punch", MOVED, PUNCH, (1 << 20) - 5000, 10000},
     {"a punch at the end", ASSEMBLED, PUNCH, UNIT + 5, 1 << 20},
     {"to the middle of a block", MOVED, CUT, (1 << 20) + 77, 0},
+    {"to the middle of a block of another unit", ASSEMBLED, CUT, (1 << 20) + 77, 0},
     {"to the end of a block", ASSEMBLED, CUT, 1 << 20, 0},
     {"to a unit", ASSEMBLED, CUT, UNIT, 0},
     {"to less of the last block", ASSEMBLED, CUT, UNIT + 5, 0},
@@ -695,6 +696,25 @@ static void assert_scene_reads(const struct scene *scene)
     file.size = before;
 }
 
+/* What there is can be gone on with: by another server, as an object, and when it is made longer.
+ */
+static void assert_scene_is_sound(void)
+{
+    uint64_t before = file.size;
+    file.size = size_in_memory();
+    unsigned char *got = read_everything();
+    memset(file.shared->model, 0, (size_t)SCENE_LIMIT);
+    memcpy(file.shared->model, got, (size_t)file.size);
+    free(got);
+    succeed();
+    resume();
+    assert_reads();
+    assemble();
+    if (file.size < before)
+        put_new(3, before);
+    assert_reads();
+}
+
 /* The request comes again; and all is well. */
 static void end_scene(const struct scene *scene)
 {
@@ -707,7 +727,6 @@ static void end_scene(const struct scene *scene)
     cut(file.size + 3 * PAGE); /* nothing is behind the end */
     assert_reads();
     assemble();
-    close_file();
 }
 
 static void a_kill_at_any_step_loses_nothing(void **state)
@@ -725,8 +744,12 @@ static void a_kill_at_any_step_loses_nothing(void **state)
                 succeed();
                 resume();
                 assert_scene_reads(&scenes[i]);
-                end_scene(&scenes[i]);
-                if (!in_write)
+                if (quarters % 2)
+                    assert_scene_is_sound();
+                else
+                    end_scene(&scenes[i]);
+                close_file();
+                if (quarters && !in_write)
                     break; /* the other quarters are the same */
             }
     }
@@ -750,7 +773,11 @@ static void a_kill_of_the_successor_loses_nothing_either(void **state)
                 succeed();
                 resume();
                 assert_scene_reads(&scenes[i]);
-                end_scene(&scenes[i]);
+                if (then % 2)
+                    assert_scene_is_sound();
+                else
+                    end_scene(&scenes[i]);
+                close_file();
             }
         }
     }
@@ -782,32 +809,66 @@ static void a_full_disk_loses_nothing(void **state)
                     assert_scene_reads(&scenes[i]);
                 }
                 end_scene(&scenes[i]);
+                close_file();
                 if (!was_full)
                     break;
             }
 }
 
+/* Then it goes on (0), or dies (1), or dies while it goes on. */
+static bool fail_a_note(const struct scene *scene, int at, int then)
+{
+    begin_scene(scene);
+    file.shared->note_fails_at = at;
+    errint_t error = play(scene);
+    bool failed = file.shared->notes >= at, killed = false;
+    assert_int_equal(error, failed ? -ENOSPC : 0);
+    file.shared->note_fails_at = 0;
+    assert_scene_reads(scene);
+    if (then > 1)
+        killed = die(NULL, then - 1, 2);
+    if (then > 0)
+        succeed();
+    resume();
+    assert_scene_reads(scene);
+    end_scene(scene);
+    close_file();
+    return failed && (then < 2 || killed);
+}
+
 static void a_note_that_fails_loses_nothing(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < MOB_ARRAY_LENGTH(scenes); i++)
-        for (int at = 1;; at++) {
-            begin_scene(&scenes[i]);
-            file.shared->note_fails_at = at;
-            errint_t error = play(&scenes[i]);
-            bool failed = file.shared->notes >= at;
-            assert_int_equal(error, failed ? -ENOSPC : 0);
-            file.shared->note_fails_at = 0;
-            assert_scene_reads(&scenes[i]);
-            /* Goes on, or dies. */
-            if (at % 2)
-                succeed();
-            resume();
-            assert_scene_reads(&scenes[i]);
-            end_scene(&scenes[i]);
-            if (!failed)
-                break;
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(scenes); i++) {
+        bool failed = true;
+        for (int at = 1; failed; at++) {
+            failed = fail_a_note(&scenes[i], at, 0);
+            for (int then = 1; failed && fail_a_note(&scenes[i], at, then);)
+                then++;
         }
+    }
+}
+
+static void a_write_waits_for_the_note_that_failed(void **state)
+{
+    (void)state;
+    open_file();
+    put_new(2 * UNIT, 0);
+    move_to(UNIT);
+    assemble();
+    file.shared->notes = 0;
+    file.shared->note_fails_at = 2; /* the file was cut, and nothing says so */
+    assert_int_equal(growing_truncate(&file.growing, UNIT + 5), -ENOSPC);
+    file.shared->note_fails_at = 3;
+    assert_int_equal(growing_write(&file.growing, "x", 1, UNIT + 100), -ENOSPC);
+    memset(file.shared->model + UNIT + 5, 0, UNIT - 5);
+    file.size = UNIT + 5;
+    assert_reads();
+    put_new(1000, UNIT + 100);
+    succeed();
+    resume();
+    assert_reads();
+    close_file();
 }
 
 /* --- readers --- */
@@ -869,6 +930,7 @@ int main(void)
         cmocka_unit_test(a_kill_of_the_successor_loses_nothing_either),
         cmocka_unit_test(a_full_disk_loses_nothing),
         cmocka_unit_test(a_note_that_fails_loses_nothing),
+        cmocka_unit_test(a_write_waits_for_the_note_that_failed),
         cmocka_unit_test(a_reader_never_sees_a_part_of_a_block),
     };
     scene_bytes = malloc(SCENE_LIMIT);
