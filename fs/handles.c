@@ -63,6 +63,17 @@ errint_t handles_open(void *area, struct handles **out)
     return 0;
 }
 
+/* What is kept of a descriptor: 0 is none. */
+static int to_kept(int fd, bool encrypted)
+{
+    return encrypted ? -(fd + 1) : fd + 1;
+}
+
+static int from_kept(int kept)
+{
+    return abs(kept) - 1;
+}
+
 void handles_close(struct handles *handles)
 {
     if (!handles)
@@ -70,7 +81,7 @@ void handles_close(struct handles *handles)
     for (size_t page = 0; page < HANDLE_SLOTS / FD_PAGE; page++) {
         for (size_t i = 0; handles->fds[page] && i < FD_PAGE; i++)
             if (handles->fds[page][i])
-                close(handles->fds[page][i] - 1);
+                close(from_kept(handles->fds[page][i]));
         free(handles->fds[page]);
     }
     free(handles->free);
@@ -157,7 +168,7 @@ void handles_free(struct handles *handles, uint64_t fh)
     cleanup_lock pthread_mutex_t *held = mob_lock(&handles->mutex);
     int *page = handles->fds[slot / FD_PAGE];
     if (page && page[slot % FD_PAGE]) {
-        close(page[slot % FD_PAGE] - 1);
+        close(from_kept(page[slot % FD_PAGE]));
         page[slot % FD_PAGE] = 0;
     }
     push_free(handles, slot);
@@ -172,7 +183,7 @@ void handles_each(struct handles *handles,
 }
 
 int handles_fd(struct handles *handles, uint64_t fh,
-               int (*open_file)(void *argument, uint64_t file), void *argument)
+               int (*open_file)(void *argument, bool *encrypted), void *argument, bool *encrypted)
 {
     struct handle *handle = handles_get(handles, fh);
     if (!handle)
@@ -183,10 +194,12 @@ int handles_fd(struct handles *handles, uint64_t fh,
     if (!*page && !(*page = calloc(FD_PAGE, sizeof **page)))
         return -ENOMEM;
     if (!(*page)[slot % FD_PAGE]) {
-        int fd = open_file(argument, handle->file);
+        int fd = open_file(argument, encrypted);
         if (fd < 0)
             return fd;
-        (*page)[slot % FD_PAGE] = fd + 1;
+        (*page)[slot % FD_PAGE] = to_kept(fd, *encrypted);
     }
-    return (*page)[slot % FD_PAGE] - 1;
+    int kept = (*page)[slot % FD_PAGE];
+    *encrypted = kept < 0;
+    return from_kept(kept);
 }

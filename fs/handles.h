@@ -55,9 +55,10 @@ void handles_each(struct handles *handles,
                   void (*each)(void *argument, struct handle *handle, uint64_t fh), void *argument);
 
 /* A descriptor of this server for mediated reads of the handle's data file, opened by `open_file`
- * at the first call. Owned by the handle. */
+ * at the first call; which says whether it is encrypted, and so does *encrypted. Owned by the
+ * handle. */
 int handles_fd(struct handles *handles, uint64_t fh,
-               int (*open_file)(void *argument, uint64_t file), void *argument);
+               int (*open_file)(void *argument, bool *encrypted), void *argument, bool *encrypted);
 
 /* --- data files registered with the kernel, also in session memory --- */
 

@@ -70,12 +70,12 @@ static errint_t memory_text(struct fs *fs, char **text, size_t *bytes)
                   "budget_bytes %llu\nused_bytes %llu\ninline_bytes %llu\n"
                   "disk_budget_bytes %llu\ndisk_used_bytes %llu\ndisk_free_bytes %llu\n"
                   "spilling_bytes %llu\nspilled_bytes %llu\nrestored_bytes %llu\n"
-                  "spill_errors %llu\ndamaged_objects %llu\nspill_io %s\n"
+                  "spill_errors %llu\ndamaged_objects %llu\nspill_io %s\nspill_key %s\n"
                   "journal_bytes %llu\njournal_syncs %llu\njournal_errors %llu\n",
                   LLU(usage.memory_bytes), LLU(usage.memory_used_bytes), LLU(usage.inline_bytes),
                   LLU(usage.disk_bytes), LLU(usage.disk_used_bytes), LLU(usage.disk_free_bytes),
                   LLU(usage.spilling_bytes), LLU(usage.spilled_bytes), LLU(usage.restored_bytes),
-                  LLU(usage.spill_errors), LLU(usage.damaged), usage.spill_io,
+                  LLU(usage.spill_errors), LLU(usage.damaged), usage.spill_io, usage.spill_key,
                   LLU(usage.journal_bytes), LLU(usage.journal_syncs), LLU(usage.journal_errors));
 }
 

@@ -38,17 +38,27 @@ void fs_object_freed(void *context, uint64_t number, const struct mob_id *id)
     forget_attributes(context, node_id(NODE_OBJECT, 0, number));
 }
 
-static int open_data_file(void *context, uint64_t file)
+struct data_of {
+    struct store *store;
+    uint64_t number;
+};
+
+static int open_data_file(void *argument, bool *encrypted)
 {
-    return store_open_file(((struct fs *)context)->store, file);
+    const struct data_of *object = argument;
+    return store_open_file(object->store, object->number, encrypted);
 }
 
-/* Registers the object's data file for one more passthrough open. 0: not this time. */
-static int object_backing(struct fs *fs, uint64_t file)
+/* Registers the object's data file for one more passthrough open. 0: not this time, or it is
+ * encrypted. */
+static int object_backing(struct fs *fs, uint64_t number, uint64_t file)
 {
     int id = backing_get(fs->backing, file, -1);
     if (id == -EBADF) {
-        cleanup_fd int fd = store_open_file(fs->store, file);
+        bool encrypted;
+        cleanup_fd int fd = store_open_file(fs->store, number, &encrypted);
+        if (encrypted)
+            return 0;
         id = fd < 0 ? fd : backing_get(fs->backing, file, fd);
     }
     if (id < 0)
@@ -82,7 +92,7 @@ static void open_ready(struct fs *fs, const struct parked *open, const struct ob
     if (info->file) {
         handle->file = info->file;
         if (!handle->backing_id && transport_passthrough(fs->transport))
-            handle->backing_id = object_backing(fs, info->file);
+            handle->backing_id = object_backing(fs, open->number, info->file);
         if (handle->backing_id)
             flags = OPEN_NOFLUSH;
         else if (transport_passthrough(fs->transport))
@@ -183,6 +193,19 @@ void object_open_continue(struct fs *fs, struct parked *parked, enum object_stat
     fuse_reply_err(parked->request, -error);
 }
 
+static void read_encrypted(fuse_req_t request, uint64_t number, int fd, size_t bytes,
+                           uint64_t offset)
+{
+    char *buffer = reply_buffer(bytes);
+    ssize_t got =
+        buffer ? store_read_encrypted(fs_of(request)->store, number, fd, buffer, bytes, offset)
+               : -ENOMEM;
+    if (got < 0)
+        fuse_reply_err(request, (int)-got);
+    else
+        fuse_reply_buf(request, buffer, (size_t)got);
+}
+
 void object_read(fuse_req_t request, uint64_t number, size_t bytes, uint64_t offset, uint64_t fh)
 {
     struct fs *fs = fs_of(request);
@@ -200,9 +223,13 @@ void object_read(fuse_req_t request, uint64_t number, size_t bytes, uint64_t off
         struct handle *handle = handles_get(fs->handles, fh);
         if (handle && !handle->file)
             handle->file = info.file;
-        int fd = handles_fd(fs->handles, fh, open_data_file, fs);
+        bool encrypted;
+        struct data_of object = {fs->store, number};
+        int fd = handles_fd(fs->handles, fh, open_data_file, &object, &encrypted);
         if (fd < 0)
             fuse_reply_err(request, -fd);
+        else if (encrypted)
+            read_encrypted(request, number, fd, bytes, offset);
         else
             reply_read_fd(request, fd, bytes, offset);
         return;

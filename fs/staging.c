@@ -34,7 +34,7 @@ static errint_t count_open(struct fs *fs, const struct staged_info *info, bool w
  * can be read and written by it (overlayfs can't). */
 static int staged_backing(struct fs *fs, const struct staged_info *info)
 {
-    if (!transport_passthrough(fs->transport))
+    if (!staged_passthrough(fs))
         return 0;
     int id = backing_get(fs->backing, info->file, -1);
     if (id == -EBADF)
@@ -358,7 +358,7 @@ static bool staged_release(struct fs *fs, uint64_t node, struct handle *handle, 
                 pthread_cond_wait(&fs->staging->changed, &fs->staging->mutex);
             last = --state->opens == 0;
             finished = state->finished;
-            soon = transport_passthrough(fs->transport) && !state->spec && !state->mediated;
+            soon = staged_passthrough(fs) && !state->spec && !state->mediated;
             if (last && finished)
                 state_drop(fs->staging, state);
             else if (last)

@@ -226,7 +226,7 @@ errint_t finish(struct fs *fs, uint64_t number, bool only_if_unopened)
 
 bool staging_finish_if_closed(struct fs *fs, uint64_t number, bool *wait)
 {
-    bool passthrough = transport_passthrough(fs->transport);
+    bool passthrough = staged_passthrough(fs);
     bool open, closed;
     {
         cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);

@@ -8,6 +8,12 @@
 #define STAGING_BUCKETS 4096u
 #define SPEC_LIMIT_BYTES (16u << 20)
 
+/* Whether the kernel writes and reads staged files by itself. */
+static inline bool staged_passthrough(const struct fs *fs)
+{
+    return transport_passthrough(fs->transport) && store_staged_passthrough(fs->store);
+}
+
 struct state {
     struct state *next;
     uint64_t number;

@@ -105,6 +105,7 @@ static void print_memory(const json_t *memory)
 static void print_disk(const json_t *memory)
 {
     const char *io = json_string_value(json_object_get(memory, "spill_io"));
+    const char *key = json_string_value(json_object_get(memory, "spill_key"));
     json_int_t budget_bytes = number(memory, "disk_budget_bytes"),
                errors = number(memory, "spill_errors"), damaged = number(memory, "damaged_objects");
     char used[32], other[32];
@@ -120,9 +121,10 @@ static void print_disk(const json_t *memory)
     printf(" used, %s free", mob_format_size((uint64_t)number(memory, "disk_free_bytes"), other));
     if (number(memory, "spilling_bytes") > 0)
         printf(", %s pending", mob_format_size((uint64_t)number(memory, "spilling_bytes"), other));
-    printf(" (spilled %s, restored %s; %s)\n",
+    printf(" (spilled %s, restored %s; %s%s)\n",
            mob_format_size((uint64_t)number(memory, "spilled_bytes"), used),
-           mob_format_size((uint64_t)number(memory, "restored_bytes"), other), io);
+           mob_format_size((uint64_t)number(memory, "restored_bytes"), other), io,
+           key && strcmp(key, "none") ? ", encrypted" : "");
     if (errors > 0 || damaged > 0)
         printf("           %lld errors while spilling, %lld damaged objects: see the log\n",
                (long long)errors, (long long)damaged);

@@ -24,6 +24,7 @@ static const char help[] =
     "all\n"
     "                         (default: spill in the state directory); 'none': nowhere\n"
     "      --forget-spill DIR give up a spill directory that is gone for good, and its objects\n"
+    "      --spill-key FILE   encrypt what is spilled, and small objects, with the key in FILE\n"
     "      --disk SIZE        for them: 40G, or 30% of the disk (default: what it has free, less\n"
     "                         a reserve)\n"
     "      --cpus N           what jobs may use at once (default: all)\n"
@@ -75,14 +76,16 @@ static const char *parse_options(struct cli *cli, int argc, char **argv, struct 
         {"resource", required_argument, NULL, OPTION_VALUE + 8},
         {"cluster", required_argument, NULL, OPTION_VALUE + 9},
         {"listen", required_argument, NULL, OPTION_VALUE + 10},
+        {"spill-key", required_argument, NULL, OPTION_VALUE + 11},
         {"foreground", no_argument, NULL, OPTION_FOREGROUND},
         {"no-passthrough", no_argument, NULL, OPTION_NO_PASSTHROUGH},
         {"no-idle-polling", no_argument, NULL, OPTION_NO_IDLE_POLLING},
         {"config", required_argument, NULL, OPTION_CONFIG},
         {"forget-spill", required_argument, NULL, OPTION_FORGET_SPILL},
         {NULL, 0, NULL, 0}};
-    static const char *const keys[] = {"name",  "state", "memory",   "cpus",    "transport", "log",
-                                       "spill", "disk",  "resource", "cluster", "listen"};
+    static const char *const keys[] = {"name",      "state",   "memory", "cpus",
+                                       "transport", "log",     "spill",  "disk",
+                                       "resource",  "cluster", "listen", "spill-key"};
     struct mob_error err = {0};
     for (int option; (option = cli_getopt(cli, argc, argv, "", longs)) != -1;) {
         if (option == OPTION_FOREGROUND) {
@@ -171,7 +174,7 @@ static int check_directory(const struct cli *cli, const char *given, char path[P
 
 /* --- starting --- */
 
-enum { ARGUMENTS = 26 + 4 * SPILL_PLACES_LIMIT };
+enum { ARGUMENTS = 28 + 4 * SPILL_PLACES_LIMIT };
 
 static bool is_on(const char *word)
 {
@@ -190,6 +193,7 @@ static void make_arguments(const struct up_options *options, const char *program
                  {"--state", options->state},
                  {"--memory", options->memory},
                  {"--disk", options->disk},
+                 {"--spill-key", options->spill_key},
                  {"--cpus", options->cpus},
                  {"--transport", options->transport},
                  {"--log", log},

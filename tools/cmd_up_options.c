@@ -96,6 +96,7 @@ static const struct known_option known_options[] = {
     {"no-idle-polling", offsetof(struct up_options, no_idle_polling), check_switch},
     {"log", offsetof(struct up_options, log), check_path},
     {"disk", offsetof(struct up_options, disk), check_disk},
+    {"spill-key", offsetof(struct up_options, spill_key), check_path},
 };
 
 static const char *const not_yet[] = {"resource", "cluster", "listen"};

@@ -16,6 +16,7 @@ struct up_options {
     char *no_idle_polling;
     char *log;
     char *disk;
+    char *spill_key;
     /* Directories, or "none" alone; NULL at the end. */
     char *spills[SPILL_PLACES_LIMIT + 1];
     char *forgets[SPILL_PLACES_LIMIT + 1]; /* of the command line; NULL at the end */

@@ -46,6 +46,7 @@ struct keeper {
     uint64_t first_crash_ns;
     bool distrust; /* the next server makes the metadata anew */
     bool stopping;
+    char refusal[512]; /* of the first server; "": none */
 };
 
 void keeper_tell(struct settings *settings, const char *verdict, const char *sentence)
@@ -180,8 +181,9 @@ static void read_verdict(struct keeper *keeper)
         forget_once(keeper->settings);
         start_prober(keeper);
     } else if (session_generation(keeper->session) == 0) {
-        keeper_tell(keeper->settings, "", line);
-        keeper->stopping = true; /* the first one can't start: say why, and end */
+        /* The first one can't start: it ends, and says why. */
+        snprintf(keeper->refusal, sizeof keeper->refusal, "%s", line);
+        keeper->stopping = true;
     }
 }
 
@@ -366,7 +368,7 @@ int keeper_run(struct settings *settings, int lock_fd)
         .source = "mobula",
         .allow_other = geteuid() == 0,
     };
-    (void)lock_fd; /* held open: the lock goes with the last process of the daemon */
+    /* lock_fd is held open: the lock goes with the last process of the daemon. */
     sigset_t signals;
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
@@ -394,6 +396,10 @@ int keeper_run(struct settings *settings, int lock_fd)
         keeper.stopping = true;
     }
     int status = watch(&keeper);
+    /* Who hears it may try again at once. */
+    close(lock_fd);
+    if (keeper.refusal[0])
+        keeper_tell(settings, "", keeper.refusal);
     keeper_tell(settings, "error ", "the daemon was stopped; see its log");
     session_destroy(keeper.session);
     return status;

@@ -198,7 +198,15 @@ errint_t settings_save_memory(const struct settings *settings, struct mob_error 
 {
     char data_dir[PATH_MAX + 8];
     snprintf(data_dir, sizeof data_dir, "%s/data", settings->memory_dir);
-    errint_t error = saved_memory_keep(data_dir, settings->saved_dir);
+    errint_t error = 0;
+    if (!settings->spill_key[0])
+        error = saved_memory_keep(data_dir, settings->saved_dir);
+    else if (saved_memory_is_any(data_dir))
+        return mob_error_set(
+            err, -EIO,
+            "not all of memory could be encrypted and spilled (see above); it stays "
+            "in %s until the machine goes down",
+            settings->memory_dir);
     if (error)
         return mob_error_set(err, error,
                              "memory can't be kept on disk (%s): %s; it stays in %s until the "

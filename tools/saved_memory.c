@@ -156,6 +156,17 @@ errint_t saved_memory_keep(const char *data_dir, const char *saved_dir)
     return error;
 }
 
+bool saved_memory_is_any(const char *data_dir)
+{
+    DIR *dir = opendir(data_dir);
+    bool any = false;
+    for (struct dirent *entry; dir && !any && (entry = readdir(dir));)
+        any = is_data(dirfd(dir), entry->d_name);
+    if (dir)
+        closedir(dir);
+    return any;
+}
+
 errint_t saved_memory_restore(const char *saved_dir, const char *data_dir)
 {
     DIR *dir = opendir(saved_dir);

@@ -95,6 +95,7 @@ static errint_t open_all(const struct server_options *options, struct server *se
         .spill_dirs = (const char *const *)settings->spill_dirs,
         .forget_spill_dirs = (const char *const *)settings->forget_dirs,
         .disk_bytes = settings->disk_bytes,
+        .spill_key = settings->spill_key[0] ? settings->spill_key : NULL,
         .passthrough = passthrough,
         .map_writes = MAP_WRITES,
         .distrust_meta = options->distrust_meta,

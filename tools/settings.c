@@ -27,6 +27,7 @@ enum option_id {
     OPT_READY_FD,
     OPT_LOG,
     OPT_HELP,
+    OPT_SPILL_KEY,
     OPT_VERSION
 };
 
@@ -36,6 +37,7 @@ static const struct option options[] = {
     {"memory", required_argument, NULL, OPT_MEMORY},
     {"spill", required_argument, NULL, OPT_SPILL},
     {"forget-spill", required_argument, NULL, OPT_FORGET_SPILL},
+    {"spill-key", required_argument, NULL, OPT_SPILL_KEY},
     {"disk", required_argument, NULL, OPT_DISK},
     {"cpus", required_argument, NULL, OPT_CPUS},
     {"transport", required_argument, NULL, OPT_TRANSPORT},
@@ -51,8 +53,8 @@ static const struct option options[] = {
 
 static const char usage[] =
     "usage: mobulad MNT [--name N] [--state DIR] [--memory SIZE]\n"
-    "               [--spill DIR|none]... [--forget-spill DIR]... [--disk SIZE]\n"
-    "               [--cpus N]\n"
+    "               [--spill DIR|none]... [--forget-spill DIR]... [--spill-key FILE]\n"
+    "               [--disk SIZE] [--cpus N]\n"
     "               [--transport auto|io_uring|device] [--no-passthrough]\n"
     "               [--no-idle-polling]\n"
     "               [--foreground] [--log FILE] [--ready-fd FD]\n"
@@ -184,6 +186,9 @@ static errint_t apply(int option, const char *value, struct settings *settings,
         return add_spill(value, settings, err);
     case OPT_FORGET_SPILL:
         return add_forget(value, settings, err);
+    case OPT_SPILL_KEY:
+        return absolute_path(value, "--spill-key", settings->spill_key, sizeof settings->spill_key,
+                             err);
     case OPT_DISK:
         return check_disk(value, settings, err);
     case OPT_CPUS:
@@ -264,6 +269,9 @@ errint_t settings_parse(int argc, char **argv, struct settings *out, struct mob_
         if (error)
             return error;
     }
+    if (out->spill_key[0] && out->no_spill)
+        return mob_error_set(err, -EINVAL,
+                             "--spill-key: with --spill none there is nothing to encrypt");
     if (optind + 1 != argc)
         return mob_error_set(err, -EINVAL,
                              "expected one directory to mount on; see mobulad --help");

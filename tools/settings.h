@@ -25,8 +25,9 @@ struct settings {
     /* Absolute, NULL at the end: given up by --forget-spill. Emptied once a server has started:
      * what happens to its successors' directories was not foreseen. */
     char *forget_dirs[SPILL_PLACES_LIMIT + 1];
-    bool no_spill;       /* --spill none */
-    const char *disk;    /* --disk as it was given, in argv; NULL: it was not */
+    bool no_spill;            /* --spill none */
+    char spill_key[PATH_MAX]; /* absolute; "": what is spilled is not encrypted */
+    const char *disk;         /* --disk as it was given, in argv; NULL: it was not */
     uint64_t disk_bytes; /* from settings_prepare(): budget of them all together; 0 = what their
                           * filesystems have */
     double cpus;

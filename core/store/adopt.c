@@ -61,7 +61,7 @@ errint_t data_adopt(struct store *store, int fd, const char *path, struct object
         return refuse(-errno, path, err);
     unsigned dir = place_of(store, &info, path);
     bool on_disk = dir != DISK_NO_DIR;
-    uint64_t disk_bytes = on_disk ? object_disk_bytes(object->size) : 0;
+    uint64_t disk_bytes = on_disk ? object_disk_bytes(object->size, false) : 0;
     if (on_disk && !disk_fits(&store->disk, disk_bytes))
         return mob_error_set(err, -ENOSPC, "the budget of the spill directories is used up: %s",
                              strerror(ENOSPC));
@@ -82,7 +82,7 @@ errint_t data_adopt(struct store *store, int fd, const char *path, struct object
     atomic_fetch_add(&store->memory_used, (int64_t)object_memory(object));
     disk_count(&store->disk, (int64_t)disk_bytes);
     if (on_disk)
-        object_describe(store, object, dir, fd, NULL);
+        object_describe(store, object, dir, fd, NULL, false);
     return 0;
 }
 
@@ -90,7 +90,8 @@ void data_adopt_undo(struct store *store, const struct object *object)
 {
     char name[DATA_NAME_BYTES];
     if (object->tier == TIER_DISK) {
-        disk_remove_file(&store->disk, object->disk, object->file, object_disk_bytes(object->size));
+        disk_remove_file(&store->disk, object->disk, object->file,
+                         object_disk_bytes(object->size, false));
         return;
     }
     unlinkat(store->data_fd, data_name(object->file, name), 0);

@@ -281,6 +281,7 @@ static errint_t prepare_ready(struct store_batch *batch, struct op *op, struct m
     if (in_line) {
         object->tier = TIER_INLINE;
         object->flags |= object->size <= META_EMBEDDED_BYTES ? OBJECT_EMBEDDED : 0;
+        object->flags |= store->key ? OBJECT_ENCRYPTED : 0;
         return 0;
     }
     error = data_adopt(store, op->fd, op->path, object, err);
@@ -452,7 +453,7 @@ static void settle_pending(struct store *store, struct op *op)
         object->tier = op->object.tier;
         object->disk = op->object.disk;
         object->used = spill_now(store);
-        object->flags |= op->object.flags & (OBJECT_EMBEDDED | OBJECT_ON_DISK);
+        object->flags |= op->object.flags & (OBJECT_EMBEDDED | OBJECT_ON_DISK | OBJECT_ENCRYPTED);
         object->state = OBJECT_READY;
     }
     store_count_object(store, object, 1);

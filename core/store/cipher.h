@@ -57,6 +57,12 @@ static inline uint64_t cipher_file_bytes(uint64_t size)
     uint64_t blocks = size / CIPHER_BLOCK_BYTES + (size % CIPHER_BLOCK_BYTES != 0);
     return size + blocks * CIPHER_HEAD_BYTES;
 }
+/* How much content an encrypted file of `bytes` has. */
+static inline uint64_t cipher_content_bytes(uint64_t bytes)
+{
+    uint64_t blocks = bytes / CIPHER_STRIDE_BYTES + (bytes % CIPHER_STRIDE_BYTES != 0);
+    return bytes > blocks * CIPHER_HEAD_BYTES ? bytes - blocks * CIPHER_HEAD_BYTES : 0;
+}
 static inline uint64_t cipher_block_offset(uint64_t block)
 {
     return block * CIPHER_STRIDE_BYTES;

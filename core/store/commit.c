@@ -10,7 +10,7 @@
 
 /* --- an object's records --- */
 
-static errint_t fill(const struct object_write *write, void *place)
+static errint_t fill_plain(const struct object_write *write, void *place)
 {
     size_t bytes = write->object->size;
     if (write->content || !bytes) {
@@ -22,6 +22,25 @@ static errint_t fill(const struct object_write *write, void *place)
     if (got < 0)
         return (errint_t)got;
     return (size_t)got == bytes ? 0 : -EIO;
+}
+
+static size_t stored_bytes(const struct object *object)
+{
+    return object->size + (object->flags & OBJECT_ENCRYPTED ? CIPHER_VALUE_BYTES : 0);
+}
+
+static errint_t fill(struct store *store, const struct object_write *write, void *place)
+{
+    const struct object *object = write->object;
+    if (!(object->flags & OBJECT_ENCRYPTED))
+        return fill_plain(write, place);
+    cleanup_free void *plain = malloc(object->size + 1);
+    if (!plain)
+        return -ENOMEM;
+    errint_t error = fill_plain(write, plain);
+    return error ? error
+                 : cipher_encrypt_value(store->key, META_INLINE, object->number, plain,
+                                        object->size, place);
 }
 
 errint_t object_write(struct store *store, MDB_txn *txn, const struct object_write *write)
@@ -36,7 +55,8 @@ errint_t object_write(struct store *store, MDB_txn *txn, const struct object_wri
         .flags = (uint8_t)((write->ref_count ? RECORD_HAS_REFS : 0) |
                            (write->xattrs_bytes ? RECORD_HAS_XATTRS : 0) |
                            (embedded ? RECORD_EMBEDDED : 0) |
-                           (object->flags & OBJECT_ON_DISK ? RECORD_ON_DISK : 0)),
+                           (object->flags & OBJECT_ON_DISK ? RECORD_ON_DISK : 0) |
+                           (object->flags & OBJECT_ENCRYPTED ? RECORD_ENCRYPTED : 0)),
         .mode = object->mode,
         .uid = object->uid,
         .gid = object->gid,
@@ -46,23 +66,23 @@ errint_t object_write(struct store *store, MDB_txn *txn, const struct object_wri
     };
     memcpy(record.id, object->id.bytes, sizeof record.id);
     errint_t error = meta_reserve(meta, txn, META_OBJECTS, object->number,
-                                  sizeof record + (embedded ? object->size : 0), &place);
+                                  sizeof record + (embedded ? stored_bytes(object) : 0), &place);
     if (!error && embedded) {
         void *content = (char *)place + sizeof record;
-        error = fill(write, content);
-        record.content_sum = object_content_sum(content, object->size);
+        error = fill(store, write, content);
+        record.content_sum = object_content_sum(content, stored_bytes(object));
     }
     if (!error) {
         memcpy(place, &record, sizeof record);
         meta_seal(META_OBJECTS, object->number, place,
-                  sizeof record + (embedded ? object->size : 0));
+                  sizeof record + (embedded ? stored_bytes(object) : 0));
     }
     if (!error && object->tier == TIER_INLINE && !embedded) {
-        error = meta_reserve(meta, txn, META_INLINE, object->number, object->size, &place);
+        error = meta_reserve(meta, txn, META_INLINE, object->number, stored_bytes(object), &place);
         if (!error)
-            error = fill(write, place);
+            error = fill(store, write, place);
         if (!error)
-            meta_seal(META_INLINE, object->number, place, object->size);
+            meta_seal(META_INLINE, object->number, place, stored_bytes(object));
     }
     if (!error && write->sums)
         error = blocks_put(meta, txn, object->file, object->size, write->sums);
@@ -128,7 +148,7 @@ static void describe(struct commit *commit, const struct data_file *data)
     object.uid = staged->uid;
     object.gid = staged->gid;
     pthread_mutex_unlock(&commit->store->tree_lock);
-    object_describe(commit->store, &object, data->dir, data->fd, NULL);
+    object_describe(commit->store, &object, data->dir, data->fd, NULL, data->encrypted);
 }
 
 /* Somebody may have taken its file out of the spill directory: then it would be an object that
@@ -168,10 +188,12 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
         error = mob_id_new(store->owner, 0, &object->id);
     if (error)
         return error;
-    bool in_line = (uint64_t)info.st_size <= store->inline_bytes;
     const struct data_file *data = staged_whole(staged);
+    uint64_t size = staged_bytes(staged, &info);
+    bool in_line = size <= store->inline_bytes;
     bool on_disk = !in_line && data->dir != DISK_NO_DIR;
-    object->size = (uint64_t)info.st_size;
+    bool encrypted = in_line ? store->key != NULL : on_disk && data->encrypted;
+    object->size = size;
     object->mtime_ns = store_wall_ns(store);
     object->file = in_line ? 0 : data->file;
     object->used = spill_now(store);
@@ -188,7 +210,7 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     }
     object->flags =
         (uint16_t)(OBJECT_HIDDEN | (on_disk ? OBJECT_ON_DISK : 0) |
-                   (staged->ref_count ? OBJECT_HAS_REFS : 0) |
+                   (encrypted ? OBJECT_ENCRYPTED : 0) | (staged->ref_count ? OBJECT_HAS_REFS : 0) |
                    (commit->xattrs_bytes ? OBJECT_HAS_XATTRS : 0) |
                    (in_line && object->size <= META_EMBEDDED_BYTES ? OBJECT_EMBEDDED : 0));
     return 0;
@@ -220,7 +242,7 @@ static errint_t take_name(struct commit *commit, struct name_record *name)
 
 static uint64_t record_bytes(const struct commit *commit)
 {
-    return (commit->object.tier == TIER_INLINE ? commit->object.size : 0) +
+    return (commit->object.tier == TIER_INLINE ? stored_bytes(&commit->object) : 0) +
            commit->staged->ref_count * sizeof *commit->staged->refs + commit->xattrs_bytes + 1024 +
            (commit->staged->synced.any ? synced_bytes(commit->staged) : 0);
 }
@@ -294,7 +316,9 @@ static void publish(struct commit *commit)
         spill_add(store, commit->object.number, commit->object.used);
     if (commit->object.tier == TIER_DISK)
         disk_count(&store->disk,
-                   (int64_t)(object_disk_bytes(commit->object.size) - commit->on_disk_bytes));
+                   (int64_t)(object_disk_bytes(commit->object.size,
+                                               commit->object.flags & OBJECT_ENCRYPTED) -
+                             commit->on_disk_bytes));
     atomic_fetch_add(&store->names, 1);
     atomic_fetch_add(&store->commits, 1);
     staged->keeps_file = commit->object.tier == TIER_INLINE || staged->growing;

@@ -16,7 +16,7 @@
 /* --- what a directory is --- */
 
 /* -ENOENT: it has no identity. */
-static errint_t read_identity(struct disk_dir *dir, struct mob_error *err)
+static errint_t read_identity(struct disk_dir *dir, const char *key, struct mob_error *err)
 {
     cleanup_free char *text = NULL;
     size_t bytes;
@@ -34,6 +34,14 @@ static errint_t read_identity(struct disk_dir *dir, struct mob_error *err)
     if (memcmp(identity.owner, dir->identity.owner, sizeof identity.owner) != 0)
         return mob_error_set(err, -EINVAL, "%s belongs to another node: %s/%s names its owner",
                              dir->path, dir->path, DISK_IDENTITY_NAME);
+    if (*identity.key && !*key)
+        return mob_error_set(err, -ENOKEY, "%s is encrypted: give its key with --spill-key",
+                             dir->path);
+    if (*identity.key && strcmp(identity.key, key) != 0)
+        return mob_error_set(err, -EKEYREJECTED,
+                             "%s was encrypted with another key: %s/%s has the key's name, %s, and "
+                             "the one given has the name %s",
+                             dir->path, dir->path, DISK_IDENTITY_NAME, identity.key, key);
     dir->identity = identity;
     return 0;
 }
@@ -64,7 +72,8 @@ static errint_t open_objects(struct disk_dir *dir, struct mob_error *err)
 }
 
 static errint_t open_dir(struct disk_dir *dir, const char *path,
-                         const uint8_t owner[MOB_ID_OWNER_BYTES], struct mob_error *err)
+                         const uint8_t owner[MOB_ID_OWNER_BYTES], const char *key,
+                         struct mob_error *err)
 {
     dir->fd = dir->objects_fd = -1;
     dir->identity = (struct disk_identity){0};
@@ -77,11 +86,11 @@ static errint_t open_dir(struct disk_dir *dir, const char *path,
         return 0;
     if (dir->fd < 0)
         return mob_error_set(err, -errno, "%s: %s", path, strerror(errno));
-    errint_t error = read_identity(dir, err);
+    errint_t error = read_identity(dir, key, err);
     return error && error != -ENOENT ? error : open_objects(dir, err);
 }
 
-static errint_t make_dir(struct disk_dir *dir, struct mob_error *err)
+static errint_t make_dir(struct disk_dir *dir, const char *key, struct mob_error *err)
 {
     errint_t error = 0;
     if (dir->fd < 0) {
@@ -91,12 +100,14 @@ static errint_t make_dir(struct disk_dir *dir, struct mob_error *err)
             error = -errno;
         if (error)
             return mob_error_set(err, error, "%s: %s", dir->path, strerror(-error));
-        error = read_identity(dir, err); /* another path to it may have made it */
+        error = read_identity(dir, key, err); /* another path to it may have made it */
         if (error && error != -ENOENT)
             return error;
     }
-    if (!*dir->identity.directory) {
-        error = disk_identity_new(dir->identity.directory);
+    bool named = *dir->identity.directory;
+    if (!named || strcmp(dir->identity.key, key) != 0) {
+        error = named ? 0 : disk_identity_new(dir->identity.directory);
+        snprintf(dir->identity.key, sizeof dir->identity.key, "%s", key);
         if (!error)
             error = write_identity(dir);
         if (error)
@@ -152,13 +163,14 @@ static errint_t check_twice(const struct disk *disk, unsigned count, struct mob_
 }
 
 errint_t disk_open(struct disk *disk, const char *const *paths, uint64_t budget_bytes,
-                   const uint8_t owner[MOB_ID_OWNER_BYTES], struct mob_error *err)
+                   const uint8_t owner[MOB_ID_OWNER_BYTES], const char *key, struct mob_error *err)
 {
+    disk->key = key;
     disk->budget_bytes = budget_bytes;
     for (; paths && *paths; paths++) {
         if (disk->count == DISK_DIRS)
             return mob_error_set(err, -EINVAL, "more than %d spill directories", DISK_DIRS);
-        errint_t error = open_dir(&disk->dirs[disk->count++], *paths, owner, err);
+        errint_t error = open_dir(&disk->dirs[disk->count++], *paths, owner, key, err);
         if (!error)
             error = check_twice(disk, disk->count, err);
         if (error)
@@ -170,7 +182,7 @@ errint_t disk_open(struct disk *disk, const char *const *paths, uint64_t budget_
 errint_t disk_make(struct disk *disk, struct mob_error *err)
 {
     for (unsigned i = 0; i < disk->count; i++) {
-        errint_t error = make_dir(&disk->dirs[i], err);
+        errint_t error = make_dir(&disk->dirs[i], disk->key, err);
         if (!error)
             error = check_twice(disk, i + 1, err);
         if (error)
@@ -271,7 +283,7 @@ int disk_find_file(const struct disk *disk, uint64_t file, int flags, unsigned *
 static bool open_again(const struct disk_dir *dir, struct disk_dir *fresh)
 {
     struct mob_error err = {0};
-    if (open_dir(fresh, dir->path, dir->identity.owner, &err))
+    if (open_dir(fresh, dir->path, dir->identity.owner, dir->identity.key, &err))
         return false;
     if (fresh->fd < 0 && (mob_make_directories(dir->path, geteuid() == 0 ? 0711 : 0700) ||
                           (fresh->fd = open(dir->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0))
@@ -281,7 +293,8 @@ static bool open_again(const struct disk_dir *dir, struct disk_dir *fresh)
         if (write_identity(fresh))
             return false;
     }
-    return !strcmp(fresh->identity.directory, dir->identity.directory) && !make_dir(fresh, &err);
+    return !strcmp(fresh->identity.directory, dir->identity.directory) &&
+           !make_dir(fresh, dir->identity.key, &err);
 }
 
 /* The directory's objects/ is gone, and perhaps the directory, while it was in use. What was in it

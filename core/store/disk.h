@@ -36,6 +36,7 @@ struct disk {
     struct disk_dir dirs[DISK_DIRS];
     unsigned count;        /* 0: nothing is spilled */
     char *work_dir;        /* DIR/work of the first, without symbolic links */
+    const char *key;       /* the name of the key; "": what is written is not encrypted */
     uint64_t budget_bytes; /* 0: what the filesystems have */
     atomic_int_fast64_t used_bytes;
     atomic_uint next; /* the directory that is tried first, next time */
@@ -43,13 +44,15 @@ struct disk {
 
 /* Opens what is there, and changes nothing: what is missing may be on a disk that is not mounted.
  * -EINVAL with a sentence: a directory of another node or version, the same one twice, or too many;
- * -errno. `paths` ends with NULL. */
+ * -ENOKEY, -EKEYREJECTED: it is encrypted with another key than `key` (cipher_key_name(), "":
+ * none); -errno. `paths` ends with NULL. */
 MOB_MUST_CHECK errint_t disk_open(struct disk *disk, const char *const *paths,
                                   uint64_t budget_bytes, const uint8_t owner[MOB_ID_OWNER_BYTES],
-                                  struct mob_error *err);
-/* Makes what is missing, and gives identities, on disk, to those that have none. Root lets
- * everybody pass through the directories it makes, and through the first one, to the work
- * directories of their own jobs; objects/ stays closed. Errors as disk_open(). Blocks for the disk.
+                                  const char *key, struct mob_error *err);
+/* Makes what is missing, and gives identities, on disk, to those that have none, and the name of
+ * the key to those that are encrypted from now on. Root lets everybody pass through the directories
+ * it makes, and through the first one, to the work directories of their own jobs; objects/ stays
+ * closed. Errors as disk_open(). Blocks for the disk.
  */
 MOB_MUST_CHECK errint_t disk_make(struct disk *disk, struct mob_error *err);
 void disk_close(struct disk *disk);

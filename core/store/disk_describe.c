@@ -17,7 +17,7 @@ static void log_refusal(struct disk_dir *dir, errint_t error)
 }
 
 void object_describe(struct store *store, const struct object *object, unsigned dir, int fd,
-                     const struct spill_sum *sums)
+                     const struct spill_sum *sums, bool encrypted)
 {
     struct disk_header header = {
         .id = object->id,
@@ -27,6 +27,7 @@ void object_describe(struct store *store, const struct object *object, unsigned 
         .mode = object->mode,
         .uid = object->uid,
         .gid = object->gid,
+        .encrypted = encrypted,
     };
     if (dir >= store->disk.count)
         return;
@@ -38,7 +39,7 @@ void object_describe(struct store *store, const struct object *object, unsigned 
 }
 
 void object_describe_number(struct store *store, uint64_t number, unsigned dir, int fd,
-                            const struct spill_sum *sums)
+                            const struct spill_sum *sums, bool encrypted)
 {
     struct table_shard *shard;
     const struct object *object = table_lock_number(&store->table, number, &shard);
@@ -46,5 +47,5 @@ void object_describe_number(struct store *store, uint64_t number, unsigned dir, 
         return;
     struct object known = *object;
     table_unlock(shard);
-    object_describe(store, &known, dir, fd, sums);
+    object_describe(store, &known, dir, fd, sums, encrypted);
 }

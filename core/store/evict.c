@@ -26,7 +26,8 @@
 
 struct victim {
     uint64_t number, file, size;
-    bool copied; /* there is a copy on disk already */
+    bool copied;    /* there is a copy on disk already */
+    bool encrypted; /* the copy is to be */
     unsigned dir;
     struct spill_sum *sums;
     struct spill_copy copy;
@@ -162,6 +163,7 @@ static enum choice choose(struct round *round, uint64_t number, bool pinned_too,
             .file = object->file,
             .size = object->size,
             .copied = object->flags & OBJECT_ON_DISK,
+            .encrypted = round->store->key != NULL,
             .dir = object->disk,
         };
         round->bytes += object->size;
@@ -205,7 +207,12 @@ static void pick(struct round *round, uint64_t bytes, bool pinned_too)
 
 static errint_t prepare(struct store *store, struct victim *victim)
 {
-    victim->copy = (struct spill_copy){.from = -1, .to = -1, .bytes = victim->size};
+    victim->copy = (struct spill_copy){.from = -1,
+                                       .to = -1,
+                                       .bytes = victim->size,
+                                       .form = victim->encrypted ? SPILL_ENCRYPT : SPILL_PLAIN,
+                                       .key = store->key,
+                                       .file = victim->file};
     victim->sums = calloc(spill_block_count(victim->size) + 1, sizeof *victim->sums);
     if (!victim->sums)
         return -ENOMEM;
@@ -216,11 +223,12 @@ static errint_t prepare(struct store *store, struct victim *victim)
     errint_t error = disk_clear_file(&store->disk, victim->file);
     if (error)
         return error;
+    uint64_t disk_bytes = object_disk_bytes(victim->size, victim->encrypted);
     victim->copy.to =
-        disk_make_file(&store->disk, victim->file, victim->size, O_RDWR | O_DIRECT, &victim->dir);
+        disk_make_file(&store->disk, victim->file, disk_bytes, O_RDWR | O_DIRECT, &victim->dir);
     if (victim->copy.to < 0)
         return victim->copy.to;
-    disk_count(&store->disk, (int64_t)object_disk_bytes(victim->size));
+    disk_count(&store->disk, (int64_t)disk_bytes);
     return 0;
 }
 
@@ -228,7 +236,8 @@ static void abandon(struct store *store, struct victim *victim)
 {
     if (victim->copied || victim->copy.to < 0)
         return;
-    disk_remove_file(&store->disk, victim->dir, victim->file, object_disk_bytes(victim->size));
+    disk_remove_file(&store->disk, victim->dir, victim->file,
+                     object_disk_bytes(victim->size, victim->encrypted));
 }
 
 static void copy_all(struct round *round)
@@ -261,13 +270,13 @@ static void copy_all(struct round *round)
             victim->error = writeback_wait(victim->copy.to);
         if (!victim->error)
             object_describe_number(store, victim->number, victim->dir, victim->copy.to,
-                                   victim->sums);
+                                   victim->sums, victim->encrypted);
     }
 }
 
 /* --- noting --- */
 
-errint_t spill_note_on_disk(struct store *store, MDB_txn *txn, uint64_t number)
+errint_t spill_note_on_disk(struct store *store, MDB_txn *txn, uint64_t number, bool encrypted)
 {
     const void *value;
     size_t bytes;
@@ -276,7 +285,7 @@ errint_t spill_note_on_disk(struct store *store, MDB_txn *txn, uint64_t number)
     if (error || bytes != sizeof record)
         return error ? error : -EIO;
     memcpy(&record, value, sizeof record);
-    record.flags |= RECORD_ON_DISK;
+    record.flags |= RECORD_ON_DISK | (encrypted ? RECORD_ENCRYPTED : 0);
     return meta_put_number(&store->meta, txn, META_OBJECTS, number, &record, sizeof record);
 }
 
@@ -302,7 +311,7 @@ static void note_all(struct round *round)
             continue; /* or it is gone */
         error = blocks_put(&store->meta, txn, victim->file, victim->size, victim->sums);
         if (!error)
-            error = spill_note_on_disk(store, txn, victim->number);
+            error = spill_note_on_disk(store, txn, victim->number, victim->encrypted);
         if (error == -EIO) { /* its own record is damaged: the others go on */
             victim->error = error;
             error = 0;
@@ -334,6 +343,8 @@ static void settle(struct round *round, struct victim *victim)
             table_unlock(shard);
         return;
     }
+    if (!victim->copied)
+        object->flags |= victim->encrypted ? OBJECT_ENCRYPTED : 0;
     object->flags |= OBJECT_ON_DISK;
     object->disk = (uint8_t)victim->dir;
     uint64_t memory = object_memory(object);

@@ -16,7 +16,10 @@ struct target {
     uint64_t number, file, size;
     struct mob_id id;
     unsigned dir;
+    bool encrypted;
 };
+
+static errint_t take_target(struct store *store, uint64_t number, bool busy, struct target *out);
 
 /* --- damage --- */
 
@@ -98,6 +101,16 @@ static void note_damage(struct store *store, const struct target *target, errint
     free(sentence);
 }
 
+void fetch_note_damage(struct store *store, uint64_t number, errint_t error, uint64_t block)
+{
+    struct target target;
+    if (take_target(store, number, false, &target))
+        return;
+    note_damage(store, &target, error, block);
+    if (take_target(store, number, false, &target))
+        fetch_forget(store, number); /* freed meanwhile */
+}
+
 /* --- asking --- */
 
 uint64_t fetch_changed_ns(const struct stat *info)
@@ -124,9 +137,12 @@ errint_t store_readable(struct store *store, uint64_t number)
     bool on_disk = object->state == OBJECT_READY && object->tier == TIER_DISK;
     uint64_t verified_ns = on_disk ? object->verified_ns : 0, file = object->file;
     unsigned dir = object->disk;
+    bool encrypted = object->flags & OBJECT_ENCRYPTED;
     table_unlock(shard);
     if (!on_disk || (verified_ns && verified_ns == file_changed_ns(store, dir, file)))
         return 0;
+    if (encrypted && !is_damaged(&store->spill, number))
+        return 0; /* each read of it is verified */
     return is_damaged(&store->spill, number) ? -EIO : -EAGAIN;
 }
 
@@ -334,7 +350,12 @@ static errint_t take_target(struct store *store, uint64_t number, bool busy, str
     if (object->state != OBJECT_READY || object->tier != TIER_DISK ||
         (busy && object->flags & OBJECT_BUSY))
         error = -ESTALE;
-    *out = (struct target){number, object->file, object->size, object->id, object->disk};
+    *out = (struct target){.number = number,
+                           .file = object->file,
+                           .size = object->size,
+                           .id = object->id,
+                           .dir = object->disk,
+                           .encrypted = object->flags & OBJECT_ENCRYPTED};
     if (!error && busy)
         object->flags |= OBJECT_BUSY;
     table_unlock(shard);
@@ -402,6 +423,8 @@ void fetch_set_verified(struct store *store, uint64_t number, uint64_t verified_
 
 static errint_t run_copy(struct store *store, struct spill_copy *copy)
 {
+    if (copy->form != SPILL_PLAIN && !copy->key)
+        return -EIO;
     struct spill_io *io = spill_engine(store, &store->spill.fetcher_io);
     if (!io)
         return -ENOMEM;
@@ -420,7 +443,7 @@ static errint_t describe(struct store *store, const struct target *target, int f
                          const struct spill_sum *sums, struct stat *info, bool *same)
 {
     const struct stat read = *info;
-    object_describe_number(store, target->number, target->dir, fd, sums);
+    object_describe_number(store, target->number, target->dir, fd, sums, target->encrypted);
     if (fstat(fd, info) < 0)
         return -errno;
     *same = read.st_size == info->st_size && read.st_mtim.tv_sec == info->st_mtim.tv_sec &&
@@ -439,13 +462,22 @@ static void verify(struct store *store, uint64_t number)
         return;
     errint_t error = load_sums(store, &target, &sums, &found);
     cleanup_fd int fd = disk_open_file(&store->disk, target.dir, target.file, O_RDONLY);
-    struct spill_copy copy = {
-        .from = fd, .to = -1, .bytes = target.size, .sums = sums, .check = found, .discard = true};
+    struct spill_copy copy = {.from = fd,
+                              .to = -1,
+                              .bytes = target.size,
+                              .sums = sums,
+                              .check = found,
+                              .discard = true,
+                              .form = target.encrypted ? SPILL_DECRYPT : SPILL_PLAIN,
+                              .key = store->key,
+                              .file = target.file};
+    uint64_t bytes = target.encrypted ? cipher_file_bytes(target.size) : target.size;
     if (!error && (fd < 0 || fstat(fd, &before) < 0))
         error = fd < 0 ? fd : -errno;
-    if (!error && (uint64_t)before.st_size != target.size) {
+    if (!error && (uint64_t)before.st_size != bytes) {
         error = -ENODATA;
-        copy.bad_block = (uint64_t)before.st_size / SPILL_BLOCK_BYTES;
+        copy.bad_block =
+            (uint64_t)before.st_size / (target.encrypted ? CIPHER_STRIDE_BYTES : SPILL_BLOCK_BYTES);
     }
     if (!error)
         error = run_copy(store, &copy);
@@ -491,8 +523,14 @@ static errint_t copy_to_memory(struct store *store, const struct target *target,
                  O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (*to < 0)
         return -errno;
-    struct spill_copy copy = {
-        .from = from, .to = *to, .bytes = target->size, .sums = sums, .check = true};
+    struct spill_copy copy = {.from = from,
+                              .to = *to,
+                              .bytes = target->size,
+                              .sums = sums,
+                              .check = true,
+                              .form = target->encrypted ? SPILL_DECRYPT : SPILL_PLAIN,
+                              .key = store->key,
+                              .file = target->file};
     return run_copy(store, &copy);
 }
 

@@ -136,7 +136,13 @@ MOB_MUST_CHECK errint_t meta_delete_number(struct meta *meta, MDB_txn *txn, enum
 
 /* --- objects --- */
 
-enum { RECORD_HAS_REFS = 1, RECORD_HAS_XATTRS = 2, RECORD_EMBEDDED = 4, RECORD_ON_DISK = 8 };
+enum {
+    RECORD_HAS_REFS = 1,
+    RECORD_HAS_XATTRS = 2,
+    RECORD_EMBEDDED = 4,
+    RECORD_ON_DISK = 8,
+    RECORD_ENCRYPTED = 16, /* the copy on disk is, or the inline content */
+};
 /* Inline objects up to this size share the page of their record: one B-tree less to change. */
 #define META_EMBEDDED_BYTES 1536u
 

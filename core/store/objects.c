@@ -89,7 +89,7 @@ size_t store_list_cursors(struct store *store, uint64_t cursor, struct object_in
 struct content {
     struct mob_id id;
     uint64_t size, file;
-    bool embedded;
+    bool embedded, encrypted;
 };
 
 static errint_t content_of(struct store *store, uint64_t number, struct content *out)
@@ -103,13 +103,17 @@ static errint_t content_of(struct store *store, uint64_t number, struct content 
         error = -EAGAIN;
     else if (object->state == OBJECT_FAILED)
         error = object->failure->code;
-    *out =
-        (struct content){object->id, object->size, object->file, object->flags & OBJECT_EMBEDDED};
+    *out = (struct content){.id = object->id,
+                            .size = object->size,
+                            .file = object->file,
+                            .embedded = object->flags & OBJECT_EMBEDDED,
+                            .encrypted = object->flags & OBJECT_ENCRYPTED};
     table_unlock(shard);
     return error;
 }
 
-/* The content in the transaction's memory, checked as a whole. -EIO: it is damaged, or away. */
+/* The content, as it is kept, in the transaction's memory, checked as a whole. -EIO: it is damaged,
+ * or away. */
 static errint_t inline_content(struct store *store, MDB_txn *txn, uint64_t number,
                                const struct content *content, const void **out)
 {
@@ -130,7 +134,25 @@ static errint_t inline_content(struct store *store, MDB_txn *txn, uint64_t numbe
             return -EIO;
     }
     *out = value;
-    return bytes == content->size ? 0 : -EIO;
+    return bytes == content->size + (content->encrypted ? CIPHER_VALUE_BYTES : 0) ? 0 : -EIO;
+}
+
+static errint_t copy_part(struct store *store, uint64_t number, const struct content *content,
+                          const void *value, void *buffer, size_t bytes, uint64_t offset)
+{
+    if (!content->encrypted) {
+        memcpy(buffer, (const char *)value + offset, bytes);
+        return 0;
+    }
+    cleanup_free char *plain = malloc(content->size + 1);
+    if (!plain)
+        return -ENOMEM;
+    errint_t error = store->key ? cipher_decrypt_value(store->key, META_INLINE, number, value,
+                                                       content->size + CIPHER_VALUE_BYTES, plain)
+                                : -EIO;
+    if (!error)
+        memcpy(buffer, plain + offset, bytes);
+    return error == -EBADMSG ? -EIO : error;
 }
 
 static void note_inline_damage(struct store *store, uint64_t number, const struct content *content)
@@ -160,7 +182,7 @@ static ssize_t read_inline(struct store *store, uint64_t number, const struct co
     if (!error) {
         if (bytes > content->size - offset)
             bytes = content->size - offset;
-        memcpy(buffer, (const char *)value + offset, bytes);
+        error = copy_part(store, number, content, value, buffer, bytes, offset);
     }
     meta_read_end(reader);
     if (error == -EIO)
@@ -180,12 +202,50 @@ ssize_t store_read_inline(struct store *store, uint64_t number, void *buffer, si
     return read_inline(store, number, &content, buffer, bytes, offset);
 }
 
-int store_open_file(struct store *store, uint64_t file)
+int store_open_file(struct store *store, uint64_t number, bool *encrypted)
 {
-    if (!file || file >= STORE_NUMBER_LIMIT)
+    struct content content;
+    *encrypted = false;
+    errint_t error = content_of(store, number, &content);
+    if (error)
+        return error;
+    if (!content.file)
         return -EINVAL;
-    int fd = data_open(store, file, O_RDONLY);
-    return fd == -ENOENT ? disk_find_file(&store->disk, file, O_RDONLY, NULL) : fd;
+    int fd = data_open(store, content.file, O_RDONLY);
+    if (fd != -ENOENT)
+        return fd;
+    *encrypted = content.encrypted;
+    fd = disk_find_file(&store->disk, content.file, O_RDONLY, NULL);
+    if (fd >= 0 || !*encrypted)
+        return fd;
+    fetch_note_damage(store, number, fd, 0); /* nobody has looked at it before */
+    return -EIO;
+}
+
+ssize_t store_read_encrypted(struct store *store, uint64_t number, int fd, void *buffer,
+                             size_t bytes, uint64_t offset)
+{
+    struct content content;
+    uint64_t bad_block = 0;
+    errint_t error = content_of(store, number, &content);
+    if (error)
+        return error;
+    if (!store->key)
+        return -EIO;
+    ssize_t got =
+        cipher_pread(store->key, fd, content.file, content.size, buffer, bytes, offset, &bad_block);
+    if (got >= 0 || got == -ENOMEM || got == -EINTR)
+        return got;
+    fetch_note_damage(store, number, (errint_t)got, bad_block);
+    return -EIO;
+}
+
+/* A file of an object, opened. */
+static ssize_t read_file(struct store *store, uint64_t number, int fd, bool encrypted, void *buffer,
+                         size_t bytes, uint64_t offset)
+{
+    return encrypted ? store_read_encrypted(store, number, fd, buffer, bytes, offset)
+                     : mob_pread_full(fd, buffer, bytes, (off_t)offset);
 }
 
 static errint_t read_content(struct store *store, uint64_t number, const struct content *content,
@@ -193,10 +253,11 @@ static errint_t read_content(struct store *store, uint64_t number, const struct 
 {
     ssize_t got;
     if (content->file) {
-        cleanup_fd int fd = store_open_file(store, content->file);
+        bool encrypted;
+        cleanup_fd int fd = store_open_file(store, number, &encrypted);
         if (fd < 0)
             return fd;
-        got = mob_pread_full(fd, buffer, content->size, 0);
+        got = read_file(store, number, fd, encrypted, buffer, content->size, 0);
     } else {
         got = read_inline(store, number, content, buffer, content->size, 0);
     }
@@ -251,25 +312,26 @@ errint_t store_failure(struct store *store, uint64_t number, char **sentence)
 
 /* --- SHA-256 --- */
 
-static errint_t digest_file(struct store *store, uint64_t file, EVP_MD_CTX *context)
+static errint_t digest_file(struct store *store, uint64_t number, EVP_MD_CTX *context)
 {
     enum { STEP = 1 << 20 };
     cleanup_free char *buffer = malloc(STEP);
-    cleanup_fd int fd = store_open_file(store, file);
+    bool encrypted;
+    cleanup_fd int fd = store_open_file(store, number, &encrypted);
     if (!buffer)
         return -ENOMEM;
     if (fd < 0)
         return fd;
-    off_t offset = 0;
+    uint64_t offset = 0;
     for (;;) {
-        ssize_t got = mob_pread_full(fd, buffer, STEP, offset);
+        ssize_t got = read_file(store, number, fd, encrypted, buffer, STEP, offset);
         if (got < 0)
             return (errint_t)got;
         if (!EVP_DigestUpdate(context, buffer, (size_t)got))
             return -EIO;
         if (got < STEP)
             return 0;
-        offset += got;
+        offset += (uint64_t)got;
     }
 }
 
@@ -281,7 +343,7 @@ static errint_t digest(struct store *store, uint64_t number, const struct conten
         return -ENOMEM;
     errint_t error = EVP_DigestInit_ex(context, EVP_sha256(), NULL) ? 0 : -EIO;
     if (!error && content->file) {
-        error = digest_file(store, content->file, context);
+        error = digest_file(store, number, context);
     } else if (!error) {
         cleanup_free char *buffer = malloc(content->size + 1);
         error = buffer ? read_content(store, number, content, buffer) : -ENOMEM;
@@ -305,7 +367,11 @@ static errint_t kept_sum(struct store *store, uint64_t number, uint8_t sum[32])
     error = meta_get_number(&store->meta, reader->txn, META_SUMS, number, &value, &bytes);
     if (!error && bytes == 32)
         memcpy(sum, value, 32);
-    else if (!error || error == -EIO)
+    else if (!error && store->key && bytes == 32 + CIPHER_VALUE_BYTES)
+        error = cipher_decrypt_value(store->key, META_SUMS, number, value, bytes, sum);
+    else if (!error)
+        error = -EIO;
+    if (error == -EIO || error == -EBADMSG)
         error = -ENOENT; /* a damaged one is computed anew */
     meta_read_end(reader);
     return error;
@@ -316,10 +382,16 @@ static errint_t kept_sum(struct store *store, uint64_t number, uint8_t sum[32])
 static void keep_sum(struct store *store, uint64_t number, const uint8_t sum[32])
 {
     MDB_txn *txn;
+    uint8_t kept[32 + CIPHER_VALUE_BYTES];
+    size_t bytes = store->key ? sizeof kept : 32;
+    if (!store->key)
+        memcpy(kept, sum, 32);
+    else if (cipher_encrypt_value(store->key, META_SUMS, number, sum, 32, kept))
+        return;
     store_write_lock(store);
-    errint_t error = meta_begin(&store->meta, 32, &txn);
+    errint_t error = meta_begin(&store->meta, sizeof kept, &txn);
     if (!error) {
-        error = meta_put_number(&store->meta, txn, META_SUMS, number, sum, 32);
+        error = meta_put_number(&store->meta, txn, META_SUMS, number, kept, bytes);
         error = meta_end(txn, error);
     }
     store_write_unlock(store);

@@ -173,7 +173,8 @@ static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_v
     object.tier = record.tier;
     object.flags = (uint16_t)((record.flags & RECORD_HAS_REFS ? OBJECT_HAS_REFS : 0) |
                               (record.flags & RECORD_HAS_XATTRS ? OBJECT_HAS_XATTRS : 0) |
-                              (record.flags & RECORD_EMBEDDED ? OBJECT_EMBEDDED : 0));
+                              (record.flags & RECORD_EMBEDDED ? OBJECT_EMBEDDED : 0) |
+                              (record.flags & RECORD_ENCRYPTED ? OBJECT_ENCRYPTED : 0));
     memcpy(object.id.bytes, record.id, MOB_ID_BYTES);
     if (object.number > it->highest)
         it->highest = object.number;
@@ -191,7 +192,8 @@ static errint_t load_object(struct recovery *it, const MDB_val *key, const MDB_v
         store_count_object(store, &object, 1);
         atomic_fetch_add(&store->memory_used, (int64_t)object_memory(&object));
         if (object.flags & OBJECT_ON_DISK)
-            disk_count(&store->disk, (int64_t)object_disk_bytes(object.size));
+            disk_count(&store->disk,
+                       (int64_t)object_disk_bytes(object.size, object.flags & OBJECT_ENCRYPTED));
         if (object.tier == TIER_MEMORY)
             spill_add(store, object.number, object.used);
     }

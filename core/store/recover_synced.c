@@ -66,9 +66,14 @@ static errint_t delete_note(struct store *store, uint64_t number)
 
 /* --- where memory is as it was --- */
 
+static uint64_t disk_bytes(const struct synced_view *view)
+{
+    return object_disk_bytes(view->record.size, view->record.flags & SYNCED_ENCRYPTED);
+}
+
 static void count_copy(struct store *store, const struct synced_view *view)
 {
-    disk_count(&store->disk, (int64_t)object_disk_bytes(view->record.size));
+    disk_count(&store->disk, (int64_t)disk_bytes(view));
 }
 
 static void give_to_staged(struct recovery *it, struct staged *staged,
@@ -82,9 +87,10 @@ static void give_to_staged(struct recovery *it, struct staged *staged,
         .own = own,
         .dir = (uint8_t)dir,
         .file = file,
-        .counted = object_disk_bytes(view->record.size),
-        .note_bytes =
-            file ? spill_block_count(view->record.size) * sizeof *view->sums : view->record.size,
+        .counted = disk_bytes(view),
+        .note_bytes = file ? spill_block_count(view->record.size) * sizeof *view->sums
+                           : view->record.size +
+                                 (view->record.flags & SYNCED_ENCRYPTED ? CIPHER_VALUE_BYTES : 0),
     };
     if (own)
         count_copy(it->store, view);
@@ -107,14 +113,27 @@ static bool give_to_object(struct recovery *it, uint64_t number, const struct sy
 /* --- where it is lost --- */
 
 /* Its content, in a new file in memory. */
-static errint_t make_data(struct store *store, const struct synced_view *view,
+static errint_t make_data(struct store *store, uint64_t number, const struct synced_view *view,
                           struct data_file *data)
 {
-    errint_t error = data_take(store, false, data);
+    const void *content = view->content;
+    cleanup_free void *plain = NULL;
+    errint_t error = 0;
+    if (view->record.flags & SYNCED_ENCRYPTED) {
+        content = plain = malloc(view->record.size + 1);
+        if (!plain)
+            return -ENOMEM;
+        error = store->key ? cipher_decrypt_value(store->key, META_SYNCED, number, view->content,
+                                                  view->record.size + CIPHER_VALUE_BYTES, plain)
+                           : -EBADMSG;
+        if (error)
+            return error == -EBADMSG ? 1 : error;
+    }
+    error = data_take(store, false, data);
     if (error)
         return error;
     int fd = data_open(store, data->file, O_RDWR);
-    error = fd < 0 ? fd : mob_pwrite_full(fd, view->content, view->record.size, 0);
+    error = fd < 0 ? fd : mob_pwrite_full(fd, content, view->record.size, 0);
     mob_cleanup_fd(&fd);
     return error;
 }
@@ -128,9 +147,10 @@ static errint_t use_copy(struct recovery *it, const struct synced_view *view, st
     if (fd < 0)
         return fd == -ENOENT ? 1 : fd;
     struct stat info;
+    bool encrypted = view->record.flags & SYNCED_ENCRYPTED;
+    uint64_t bytes = encrypted ? cipher_file_bytes(view->record.size) : view->record.size;
     errint_t error = fstat(fd, &info) < 0 ? -errno : 0;
-    if (!error && (uint64_t)info.st_size > view->record.size &&
-        ftruncate(fd, (off_t)view->record.size) < 0)
+    if (!error && (uint64_t)info.st_size > bytes && ftruncate(fd, (off_t)bytes) < 0)
         error = -errno;
     close(fd);
     if (error)
@@ -140,7 +160,8 @@ static errint_t use_copy(struct recovery *it, const struct synced_view *view, st
         return -ENOMEM;
     memcpy(staged->sums, view->sums, count * sizeof *staged->sums);
     staged->data.file = view->record.file;
-    return (uint64_t)info.st_size < view->record.size ? 1 : 0;
+    staged->data.encrypted = encrypted;
+    return (uint64_t)info.st_size < bytes ? 1 : 0;
 }
 
 static errint_t put_xattrs(struct store *store, uint64_t number, const struct synced_view *view)
@@ -196,8 +217,8 @@ static errint_t make_staged(struct recovery *it, uint64_t number, const struct s
     staged->synced.any = true;
     errint_t error = set_place(store, view, staged);
     if (!error)
-        error =
-            view->record.file ? use_copy(it, view, staged) : make_data(store, view, &staged->data);
+        error = view->record.file ? use_copy(it, view, staged)
+                                  : make_data(store, number, view, &staged->data);
     mob_cleanup_fd(&staged->data.fd);
     if (!error)
         error = put_xattrs(store, number, view);

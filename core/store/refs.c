@@ -383,8 +383,8 @@ static void remove_files(struct store *store, const struct object *object)
     if (object->tier == TIER_MEMORY)
         atomic_fetch_sub(&store->memory_used, (int_fast64_t)object_memory(object));
     if (object->flags & OBJECT_ON_DISK)
-        disk_drop(store, &(struct data_file){object->file, -1, object->disk},
-                  object_disk_bytes(object->size));
+        disk_drop(store, &(struct data_file){.file = object->file, .fd = -1, .dir = object->disk},
+                  object_disk_bytes(object->size, object->flags & OBJECT_ENCRYPTED));
 }
 
 /* Takes up to FLUSH_STEP dead objects off the disk. False: there are none, or it failed (they stay

@@ -2,6 +2,7 @@
  *
  * A small put leaves its data file empty again, so that it can serve another: that saves making and
  * removing a file, and with passthrough registering it with the kernel. */
+#include <dirent.h>
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -64,6 +65,24 @@ errint_t data_take(struct store *store, bool on_disk, struct data_file *out)
     if (on_disk)
         return disk_take(store, out);
     return spare_take(&store->spare, out) ? 0 : data_make(store, false, out);
+}
+
+errint_t data_clear(struct store *store)
+{
+    int fd = openat(store->data_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir) {
+        errint_t error = -errno;
+        mob_cleanup_fd(&fd);
+        return error;
+    }
+    const struct dirent *entry;
+    uint64_t file;
+    while ((entry = readdir(dir)))
+        if (data_name_parse(entry->d_name, &file))
+            unlinkat(store->data_fd, entry->d_name, 0);
+    closedir(dir);
+    return 0;
 }
 
 static bool lease(int fd, int kind)
@@ -148,7 +167,8 @@ bool spare_adopt(struct store *store, uint64_t file)
 {
     if (store->spare.count >= store->spare_target)
         return false;
-    struct data_file adopted = {file, data_open(store, file, staged_flags(store)), DISK_NO_DIR};
+    struct data_file adopted = {
+        .file = file, .fd = data_open(store, file, staged_flags(store)), .dir = DISK_NO_DIR};
     struct stat info;
     if (adopted.fd < 0)
         return false;

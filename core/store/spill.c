@@ -164,7 +164,7 @@ void spill_close(struct store *store)
 
 const char *store_work_dir(struct store *store)
 {
-    return store->disk.work_dir;
+    return store->key ? NULL : store->disk.work_dir;
 }
 
 bool store_memory_is_plenty(struct store *store)
@@ -190,5 +190,8 @@ errint_t store_spill_all(struct store *store)
     for (unsigned i = 0; i < store->disk.count; i++)
         if (syncfs(store->disk.dirs[i].fd) < 0 && !error)
             error = -errno;
+    /* What is left was not committed. Nobody may copy it to disk as it is. */
+    if (!error && store->key)
+        error = data_clear(store);
     return error;
 }

@@ -168,7 +168,8 @@ MOB_MUST_CHECK errint_t spill_all(struct store *store);
 MOB_MUST_CHECK errint_t spill_copy(struct store *store, uint64_t number);
 MOB_MUST_CHECK errint_t spill_copy_all(struct store *store);
 /* In a transaction: the object's record says that a copy is on disk. */
-MOB_MUST_CHECK errint_t spill_note_on_disk(struct store *store, MDB_txn *txn, uint64_t number);
+MOB_MUST_CHECK errint_t spill_note_on_disk(struct store *store, MDB_txn *txn, uint64_t number,
+                                           bool encrypted);
 
 MOB_MUST_CHECK errint_t evictor_start(struct store *store);
 
@@ -190,6 +191,9 @@ void damage_note(struct store *store, uint64_t number, const struct mob_id *id,
                  const char *sentence);
 /* What is damaged, as a new string the caller frees. -ENOENT: nothing is known to be. */
 MOB_MUST_CHECK errint_t damage_sentence(struct store *store, uint64_t number, char **sentence);
+
+/* Notes what reading an object's file on disk has shown: damage_note() with its block. */
+void fetch_note_damage(struct store *store, uint64_t number, errint_t error, uint64_t block);
 
 /* Queues a large object that was written on disk: its checksums are made. */
 void fetch_seal(struct store *store, uint64_t number);

@@ -322,7 +322,7 @@ static void fill(struct staged *staged, const struct stat *known, struct staged_
         .split = staged->split,
         .moves = staged->write_only || !staged->store->passthrough,
         .on_disk = staged->data.dir != DISK_NO_DIR,
-        .size = (uint64_t)known->st_size,
+        .size = staged_bytes(staged, known),
         .blocks = (uint64_t)known->st_blocks,
         .mtime_ns = mtime_ns > made_ns ? mtime_ns : made_ns,
         .mode = S_IFREG | staged->mode,
@@ -386,7 +386,7 @@ static errint_t create_locked(struct store *store, struct staged *staged, struct
 static bool begins_on_disk(struct store *store, int access)
 {
     const uint64_t least_room = UINT64_C(64) << 20;
-    if (!store->disk.count)
+    if (!store->disk.count || store->key) /* what is on disk is encrypted: staged_grow.c */
         return false;
     bool moves = !store->passthrough || access == O_WRONLY;
     return (!moves || !spill_memory_is_plenty(store)) && disk_room(&store->disk) >= least_room;

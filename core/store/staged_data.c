@@ -11,6 +11,12 @@
 
 enum { PAGE_BYTES = 4096 };
 
+uint64_t staged_bytes(const struct staged *staged, const struct stat *info)
+{
+    uint64_t bytes = (uint64_t)info->st_size;
+    return staged->data.encrypted ? cipher_content_bytes(bytes) : bytes;
+}
+
 void staged_settle(struct store *store, struct staged *staged)
 {
     struct stat info;
@@ -74,22 +80,39 @@ static errint_t check_budget(struct store *store, struct staged *staged, uint64_
     return is_allocated(staged->data.fd, offset, bytes) ? 0 : -ENOSPC;
 }
 
+static bool is_moved(struct staged *staged, uint64_t end)
+{
+    return staged->growing && end <= growing_moved(staged->growing);
+}
+
+/* The file has nothing to give, but others may: the evictor is at it. */
+static void wait_for_others(struct store *store)
+{
+    spill_nudge(store);
+    spill_wait_settled(store);
+}
+
 /* The same; where that can be done, the file itself gives memory back first: what it wrote first
- * goes to disk. */
+ * goes to disk. If that is nothing, others may, for a moment; then this goes to disk at once. */
 static errint_t make_budget(struct store *store, struct staged *staged, uint64_t offset,
                             uint64_t bytes)
 {
-    uint64_t moved = staged->growing ? growing_moved(staged->growing) : 0;
+    enum { WAITS = 20 };
     errint_t error;
-    if (offset + bytes <= moved)
-        return 0;
-    while ((error = check_budget(store, staged, offset, bytes)) == -ENOSPC) {
-        if (grow_make_room(store, staged))
-            return -ENOSPC;
-        if (staged->growing && offset + bytes <= growing_moved(staged->growing))
-            return 0;
+    unsigned waits = 0;
+    while (!is_moved(staged, offset + bytes) &&
+           (error = check_budget(store, staged, offset, bytes)) != 0) {
+        uint64_t charged = staged->charged_bytes;
+        if (error != -ENOSPC || grow_make_room(store, staged))
+            return error;
+        if (staged->charged_bytes < charged)
+            continue;
+        if (waits++ < WAITS)
+            wait_for_others(store);
+        else if ((error = grow_claim(store, staged, offset + bytes)))
+            return error;
     }
-    return error;
+    return 0;
 }
 
 /* What may not be changed any more has been committed or has lost its file. */
@@ -264,12 +287,13 @@ errint_t staged_content_of(struct staged *staged, size_t limit, char **content, 
     struct stat info;
     if (fstat(staged->data.fd, &info) < 0)
         return -errno;
-    if ((uint64_t)info.st_size > limit)
+    uint64_t size = staged_bytes(staged, &info);
+    if (size > limit)
         return -EFBIG;
-    cleanup_free char *buffer = malloc((size_t)info.st_size + 1);
+    cleanup_free char *buffer = malloc((size_t)size + 1);
     if (!buffer)
         return -ENOMEM;
-    ssize_t got = staged_pread(staged, buffer, (size_t)info.st_size, 0);
+    ssize_t got = staged_pread(staged, buffer, (size_t)size, 0);
     if (got < 0)
         return (errint_t)got;
     buffer[got] = '\0';

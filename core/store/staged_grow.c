@@ -49,8 +49,9 @@ static errint_t note(void *argument, const struct growing_state *state)
 
 static errint_t init(struct store *store, struct staged *staged, const struct growing_state *state)
 {
-    /* Here a key would be given, and only here. */
-    struct growing_disk disk = {.fd = staged->grown.fd, .key = NULL, .file = staged->grown.file};
+    struct growing_disk disk = {.fd = staged->grown.fd,
+                                .key = staged->grown.encrypted ? store->key : NULL,
+                                .file = staged->grown.file};
     struct growing *growing = malloc(sizeof *growing);
     if (!growing)
         return -ENOMEM;
@@ -93,6 +94,7 @@ static errint_t start(struct store *store, struct staged *staged)
         error = fd < 0 ? fd : 0;
         staged->grown.fd = fd < 0 ? -1 : fd;
         staged->grown.dir = (uint8_t)dir;
+        staged->grown.encrypted = store->key != NULL;
     }
     if (!error)
         error = init(store, staged, NULL);
@@ -154,6 +156,30 @@ errint_t grow_make_room(struct store *store, struct staged *staged)
     return error;
 }
 
+/* The size is set first: what is a hole takes no memory, and goes to disk as one. */
+errint_t grow_claim(struct store *store, struct staged *staged, uint64_t end)
+{
+    struct mob_error err = {0};
+    struct grow *grow = &store->grow;
+    struct stat info;
+    if (fstat(staged->data.fd, &info) < 0)
+        return -errno;
+    uint64_t size = (uint64_t)info.st_size;
+    if (disk_room(&store->disk) < GROWING_UNIT_BYTES + (end > size ? end - size : 0))
+        return -ENOSPC;
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->mover_lock);
+    errint_t error = start(store, staged);
+    if (!error && end > size)
+        error = growing_truncate(staged->growing, end);
+    if (!error)
+        error = growing_assemble(staged->growing, &grow->mover, &err);
+    if (error && end > size && staged->growing && growing_truncate(staged->growing, size))
+        mob_log_warning("store: %s keeps a hole at its end", staged->name);
+    if (staged->growing)
+        count(store, staged);
+    return error == -EBUSY ? -ENOSPC : error;
+}
+
 errint_t staged_settle_growth(struct store *store, uint64_t number, struct mob_error *err)
 {
     struct grow *grow = &store->grow;
@@ -187,8 +213,18 @@ errint_t grow_assemble(struct store *store, struct staged *staged, struct mob_er
 
 ssize_t staged_pread(struct staged *staged, void *buffer, size_t bytes, uint64_t offset)
 {
-    return staged->growing ? growing_read(staged->growing, buffer, bytes, offset)
-                           : mob_pread_full(staged->data.fd, buffer, bytes, (off_t)offset);
+    if (staged->growing)
+        return growing_read(staged->growing, buffer, bytes, offset);
+    if (!staged->data.encrypted)
+        return mob_pread_full(staged->data.fd, buffer, bytes, (off_t)offset);
+    /* By what was synced. */
+    struct stat info;
+    if (fstat(staged->data.fd, &info) < 0)
+        return -errno;
+    ssize_t got =
+        cipher_pread(staged->store->key, staged->data.fd, staged->data.file,
+                     cipher_content_bytes((uint64_t)info.st_size), buffer, bytes, offset, NULL);
+    return got == -EBADMSG || got == -ENODATA ? -EIO : got;
 }
 
 void grow_end(struct store *store, struct staged *staged)
@@ -216,7 +252,12 @@ errint_t grow_adopt(struct store *store, struct staged *staged, const struct sta
                                   .filled = record->grown_filled,
                                   .redo = record->grown_redo};
     staged->store = store;
-    staged->grown = (struct data_file){record->grown_file, -1, (uint8_t)dir};
+    staged->grown = (struct data_file){.file = record->grown_file,
+                                       .fd = -1,
+                                       .dir = (uint8_t)dir,
+                                       .encrypted = record->grown_encrypted};
+    if (staged->grown.encrypted && !store->key)
+        return 1;
     staged->grown.fd = disk_open_file(&store->disk, dir, record->grown_file, O_RDWR);
     if (staged->grown.fd < 0)
         return 1;

@@ -124,6 +124,7 @@ errint_t records_write(struct staged_records *records, struct staged *staged)
         .grown_intent = staged->grown_state.intent,
         .grown_head_moved = staged->grown_state.head_moved,
         .grown_torn = staged->grown_state.torn,
+        .grown_encrypted = staged->split && staged->grown.encrypted,
         .grown_filled = staged->grown_state.filled,
         .grown_redo = staged->grown_state.redo,
     };

@@ -1,7 +1,6 @@
 /* Opening and closing a store, its numbers, and what is asked of the whole. */
 #include "core/store/store.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <string.h>
@@ -148,6 +147,37 @@ static errint_t load_state(struct store *store, MDB_txn *txn, struct mob_error *
     return 0;
 }
 
+/* A store that had a key must get that one again: nothing of it can be read without. */
+static errint_t check_key(struct store *store, MDB_txn *txn, const char *path,
+                          struct mob_error *err)
+{
+    const void *value;
+    size_t bytes;
+    const char *name = store->key ? cipher_key_name(store->key) : NULL;
+    errint_t error = meta_get(&store->meta, txn, META_STATE, "key", 3, &value, &bytes);
+    if (error == -ENOENT && name) {
+        if (!store->trust.fresh)
+            mob_log_warning(
+                "store: %s is encrypted from now on: what was on disk before stays as it "
+                "is",
+                store->state_dir);
+        return meta_put(&store->meta, txn, META_STATE, "key", 3, name, CIPHER_NAME_BYTES - 1);
+    }
+    if (error == -ENOENT)
+        return 0;
+    if (error)
+        return mob_error_set(err, error, "which key %s has can't be read: %s", store->state_dir,
+                             strerror(-error));
+    if (!name)
+        return mob_error_set(err, -ENOKEY, "%s is encrypted: give its key with --spill-key",
+                             store->state_dir);
+    if (bytes != CIPHER_NAME_BYTES - 1 || memcmp(value, name, bytes) != 0)
+        return mob_error_set(err, -EKEYREJECTED,
+                             "%s was encrypted with another key than that in %s", store->state_dir,
+                             path);
+    return 0;
+}
+
 /* LMDB can't be trusted: it is made anew from the journal. */
 static errint_t rebuild_meta(struct store *store, const char *path, bool map_writes,
                              struct mob_error *err)
@@ -211,6 +241,8 @@ static errint_t open_meta(struct store *store, const struct store_options *optio
     if (error)
         return mob_error_set(err, error, "%s/meta: %s", store->state_dir, strerror(-error));
     error = load_state(store, txn, err);
+    if (!error)
+        error = check_key(store, txn, options->spill_key, err);
     if (error) {
         mdb_txn_abort(txn);
         return error;
@@ -222,20 +254,8 @@ static errint_t open_meta(struct store *store, const struct store_options *optio
 /* Which of these files are whole, nobody knows. */
 static errint_t empty_memory(struct store *store)
 {
-    int fd = openat(store->data_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-    if (!dir) {
-        errint_t error = -errno;
-        mob_cleanup_fd(&fd);
-        return error;
-    }
-    const struct dirent *entry;
-    uint64_t file;
-    while ((entry = readdir(dir)))
-        if (data_name_parse(entry->d_name, &file))
-            unlinkat(store->data_fd, entry->d_name, 0);
-    closedir(dir);
-    return records_discard(store->memory_fd);
+    errint_t error = data_clear(store);
+    return error ? error : records_discard(store->memory_fd);
 }
 
 static errint_t open_memory(struct store *store, struct mob_error *err)
@@ -270,7 +290,8 @@ static struct store *new_store(const struct store_options *options)
     store->inline_bytes =
         options->inline_bytes ? options->inline_bytes : STORE_INLINE_DEFAULT_BYTES;
     memcpy(store->owner, options->owner, sizeof store->owner);
-    store->passthrough = options->passthrough;
+    /* What the kernel writes by itself could only go to disk as it is. */
+    store->passthrough = options->passthrough && !options->spill_key;
     store->spare_target = options->spare_files ? options->spare_files : SPARE_DEFAULT;
     store->grow.pipes = options->pipes;
     store->writeback.delay_ns = options->writeback_ns;
@@ -306,6 +327,17 @@ static void ignore_lease_signals(void)
         signal(SIGIO, SIG_IGN);
 }
 
+static errint_t load_key(struct store *store, const struct store_options *options,
+                         struct mob_error *err)
+{
+    if (!options->spill_key)
+        return 0;
+    if (!options->spill_dirs || !*options->spill_dirs)
+        return mob_error_set(err, -EINVAL,
+                             "--spill-key: there is no spill directory; give one with --spill");
+    return cipher_key_load(options->spill_key, &store->key, err);
+}
+
 static errint_t open_as_it_is(const struct store_options *options, struct store **out,
                               struct mob_error *err)
 {
@@ -313,14 +345,16 @@ static errint_t open_as_it_is(const struct store_options *options, struct store 
     if (!store)
         return mob_error_set(err, -ENOMEM, "no memory");
     ignore_lease_signals();
-    errint_t error = lock_state(store, err);
+    errint_t error = load_key(store, options, err);
+    if (!error)
+        error = lock_state(store, err);
     if (!error)
         error = open_meta(store, options, err);
     if (!error)
         error = open_memory(store, err);
     if (!error)
-        error =
-            disk_open(&store->disk, options->spill_dirs, options->disk_bytes, store->owner, err);
+        error = disk_open(&store->disk, options->spill_dirs, options->disk_bytes, store->owner,
+                          store->key ? cipher_key_name(store->key) : "", err);
     store->forget_spill_dirs = options->forget_spill_dirs;
     if (!error)
         error = store_recover(store, err);
@@ -342,7 +376,7 @@ static errint_t open_as_it_is(const struct store_options *options, struct store 
     }
     settler_start(store);
     store->opened = true;
-    store->has_spare_meta = false; /* it is too late now */
+    store->has_spare_meta = false;                               /* it is too late now */
     store->hooks.object_changed = options->hooks.object_changed; /* not of links found again */
     *out = store;
     return 0;
@@ -426,6 +460,7 @@ void store_close(struct store *store)
         pthread_mutex_destroy(locks[i]);
     pthread_cond_destroy(&store->spill.settled);
     pthread_cond_destroy(&store->settler.wake);
+    cipher_key_free(store->key);
     explicit_bzero(store->secret, sizeof store->secret);
     free(store->state_dir);
     free(store->memory_dir);
@@ -506,6 +541,13 @@ errint_t store_new_number(struct store *store, uint64_t *number)
     return error;
 }
 
+/* --- encryption --- */
+
+bool store_staged_passthrough(const struct store *store)
+{
+    return store->passthrough;
+}
+
 /* --- counts --- */
 
 void store_count_object(struct store *store, const struct object *object, int change)
@@ -570,6 +612,7 @@ void store_usage(struct store *store, struct store_usage *out)
         .commits = atomic_load(&store->commits),
         .freed = atomic_load(&store->freed),
         .spill_io = "none",
+        .spill_key = "none",
     };
     struct journal_usage journal;
     journal_usage(store->journal, &journal);
@@ -581,6 +624,8 @@ void store_usage(struct store *store, struct store_usage *out)
     if (!store->disk.count)
         return;
     struct spill *spill = &store->spill;
+    if (store->key)
+        snprintf(out->spill_key, sizeof out->spill_key, "%s", cipher_key_name(store->key));
     out->disk_used_bytes = disk_used(&store->disk);
     out->disk_free_bytes = disk_room(&store->disk);
     /* Others write to its filesystems, too: what it can hold is what it has and what is free. */

@@ -60,6 +60,10 @@ struct store_options {
      * more: their objects are given up, and are reported lost. May be NULL. */
     const char *const *forget_spill_dirs;
     uint64_t disk_bytes;   /* budget of all of them; 0 = what their filesystems have */
+    /* A file with a key (cipher.h): what goes to disk from now on is encrypted, and so is the content
+     * of inline objects. A store that had one must get it again. NULL: none. It needs a spill
+     * directory. */
+    const char *spill_key;
     uint32_t inline_bytes; /* objects up to this size are kept in LMDB; 0 = default */
     uint8_t owner[MOB_ID_OWNER_BYTES];
     /* True: other processes may have a data file open for writing (FUSE passthrough), so a commit
@@ -86,7 +90,7 @@ struct store_options {
  * left (staged_each()); removes data files that nothing names. Time is proportional to the
  * metadata. Nothing is freed for want of references until store_collect() has been called, so that
  * jobs and open files can be held again first. -EINVAL: made by another version or for another
- * owner; -ENOENT: a spill directory is missing that has objects, then nothing has changed; -EBUSY:
+ * owner; -ENOKEY, -EKEYREJECTED: it has a key, and that was not given; -ENOENT: a spill directory is missing that has objects, then nothing has changed; -EBUSY:
  * another server has it open (fcntl lock on state_dir/lock); -ENOMEM, -ENOSPC, -EIO. `err` has a
  * sentence. */
 MOB_MUST_CHECK errint_t store_open(const struct store_options *options, struct store **out,
@@ -155,10 +159,20 @@ void store_drop(struct store *store, const struct mob_id *id);
 ssize_t store_read_inline(struct store *store, uint64_t number, void *buffer, size_t bytes,
                           uint64_t offset);
 
-/* Opens the data file of an object of the memory or disk tier (by `file` of object_info),
- * read-only. The object must be counted as open and store_readable(). The caller closes it. Returns
- * the descriptor or a negative errno. */
-int store_open_file(struct store *store, uint64_t file);
+/* Opens the data file of an object of the memory or disk tier, read-only. The object must be counted
+ * as open and store_readable(). The caller closes it. Returns the descriptor or a negative errno.
+ * *encrypted: it is read by store_read_encrypted(), else as it is. */
+int store_open_file(struct store *store, uint64_t number, bool *encrypted);
+
+/* As pread(2) of the content of the object whose encrypted file `fd` is. What is read is verified
+ * first: -EIO (logged, store_failure() then says which block) if it isn't what was written; -ENOENT.
+ * Blocks for the disk. */
+ssize_t store_read_encrypted(struct store *store, uint64_t number, int fd, void *buffer,
+                             size_t bytes, uint64_t offset);
+
+/* Whether staged files may be given to the kernel (passthrough). Not where they could then go to
+ * disk as they are, and are to be encrypted. */
+bool store_staged_passthrough(const struct store *store);
 
 /* Whether the bytes of a ready object may be read as they are: 0; -EAGAIN: they are on disk and
  * were not verified yet, store_fetch() does it; -EIO: they don't have their checksums
@@ -335,6 +349,7 @@ struct store_usage {
     uint64_t journal_bytes, journal_syncs, journal_snapshots, journal_errors;
     bool durable;      /* fsync has what it needs: false after the journal's disk has failed */
     char spill_io[96]; /* how: "io_uring", "pread and pwrite (...)", "none" */
+    char spill_key[33]; /* the name of the key (cipher_key_name()), or "none" */
     uint64_t objects_ready, objects_inline, objects_memory, objects_disk;
     uint64_t objects_pending, objects_failed;
     uint64_t object_bytes; /* sum of sizes of ready objects */

@@ -26,6 +26,7 @@
 
 #include "core/base/log.h"
 #include "core/base/util.h"
+#include "core/store/cipher.h"
 #include "core/store/disk.h"
 #include "core/store/disk_hand.h"
 #include "core/store/disk_header.h"
@@ -62,9 +63,10 @@ enum {
     OBJECT_HAS_XATTRS = 8,
     OBJECT_EMBEDDED = 16,
     OBJECT_HAS_SUM = 32,
-    OBJECT_ON_DISK = 64,   /* all of it is in a spill directory, too or only */
-    OBJECT_BUSY = 256,     /* evictor or fetcher are at it */
-    OBJECT_REOPENED = 512, /* opened again while it was on disk */
+    OBJECT_ON_DISK = 64,     /* all of it is in a spill directory, too or only */
+    OBJECT_BUSY = 256,       /* evictor or fetcher are at it */
+    OBJECT_REOPENED = 512,   /* opened again while it was on disk */
+    OBJECT_ENCRYPTED = 1024, /* its copy on disk is, or its inline content */
 };
 
 struct object {
@@ -95,9 +97,11 @@ static inline uint64_t object_memory(const struct object *object)
 {
     return (uint64_t)object->pages * STORE_PAGE_BYTES;
 }
-/* What its file on disk is counted as. */
-static inline uint64_t object_disk_bytes(uint64_t size)
+/* What a file on disk with `size` bytes of content is counted as. */
+static inline uint64_t object_disk_bytes(uint64_t size, bool encrypted)
 {
+    if (encrypted)
+        size = cipher_file_bytes(size);
     return (size + STORE_PAGE_BYTES - 1) / STORE_PAGE_BYTES * STORE_PAGE_BYTES;
 }
 
@@ -161,7 +165,8 @@ struct staged_record;
 struct data_file {
     uint64_t file;
     int fd;
-    uint8_t dir; /* spill directory; DISK_NO_DIR: it is in memory */
+    uint8_t dir;    /* spill directory; DISK_NO_DIR: it is in memory */
+    bool encrypted; /* cipher.h */
 };
 
 /* What fsync(2) has made durable of a file that is still written: sync.h. */
@@ -265,6 +270,8 @@ void grow_close(struct store *store);
 /* Lock held: moves what it can of the file to disk to make room, in the calling thread; without
  * passthrough only. 0: there is more room than before. */
 MOB_MUST_CHECK errint_t grow_make_room(struct store *store, struct staged *staged);
+/* Lock held: all that it has, and what will be written up to `end`, is on disk. As the former. */
+MOB_MUST_CHECK errint_t grow_claim(struct store *store, struct staged *staged, uint64_t end);
 /* Lock held, nobody writes: all of it goes to `grown`. -ENOSPC, -EIO with a sentence. */
 MOB_MUST_CHECK errint_t grow_assemble(struct store *store, struct staged *staged,
                                       struct mob_error *err);
@@ -278,6 +285,8 @@ static inline const struct data_file *staged_whole(const struct staged *staged)
 {
     return staged->growing ? &staged->grown : &staged->data;
 }
+/* How long the content is that its data file has, of which `info` tells. */
+uint64_t staged_bytes(const struct staged *staged, const struct stat *info);
 /* Reads its bytes, wherever they are. */
 ssize_t staged_pread(struct staged *staged, void *buffer, size_t bytes, uint64_t offset);
 
@@ -296,8 +305,8 @@ struct staged_record {
     uint8_t zero2[4];
     char name[256];
     uint64_t grown_file, grown_moved, grown_intent; /* staged_grow.c */
-    uint8_t grown_head_moved, grown_torn;
-    uint8_t zero3[6];
+    uint8_t grown_head_moved, grown_torn, grown_encrypted;
+    uint8_t zero3[5];
     uint64_t grown_filled, grown_redo;
     uint8_t rest[96];
 };
@@ -346,6 +355,8 @@ MOB_MUST_CHECK errint_t data_make(struct store *store, bool on_disk, struct data
 void data_give_back(struct store *store, struct data_file *file, bool unread);
 /* Removes a data file from memory, telling the user first. */
 void data_remove(struct store *store, uint64_t file);
+/* Removes all that are in memory. */
+MOB_MUST_CHECK errint_t data_clear(struct store *store);
 /* Opens one in memory. */
 int data_open(struct store *store, uint64_t file, int flags);
 /* Opens one where it is. */
@@ -378,14 +389,14 @@ void data_adopt_undo(struct store *store, const struct object *object);
 /* --- disk_describe.c: what files on disk say of themselves --- */
 
 /* Gives the file of a ready object in spill directory `dir`, open as `fd`, its header, unless it
- * has it; `sums` are those of all its blocks, NULL: not made yet. It may change the file's ctime.
- * That a filesystem doesn't take headers is no error: it is logged, once a directory. Blocks for
- * the disk's metadata; no lock of the table may be held. */
+ * has it; it is `encrypted`, or not; `sums` are those of all its blocks, NULL: not made yet. It may
+ * change the file's ctime. That a filesystem doesn't take headers is no error: it is logged, once a
+ * directory. Blocks for the disk's metadata; no lock of the table may be held. */
 void object_describe(struct store *store, const struct object *object, unsigned dir, int fd,
-                     const struct spill_sum *sums);
+                     const struct spill_sum *sums, bool encrypted);
 /* The same for the object as the table has it; nothing if it is gone. */
 void object_describe_number(struct store *store, uint64_t number, unsigned dir, int fd,
-                            const struct spill_sum *sums);
+                            const struct spill_sum *sums, bool encrypted);
 
 /* --- disk_known.c: the spill directories that the store had --- */
 
@@ -550,16 +561,17 @@ struct store {
     uint64_t memory_bytes;
     uint32_t inline_bytes;
     uint8_t owner[MOB_ID_OWNER_BYTES];
-    bool passthrough;
+    bool passthrough;       /* of staged files */
+    struct cipher_key *key; /* NULL: nothing is encrypted */
     unsigned spare_target;
     struct mob_clock clock;
     struct store_hooks hooks;
     uint8_t secret[META_SECRET_BYTES];
 
     int lock_fd, state_fd, memory_fd, data_fd;
-    struct trust trust; /* in what a server before left */
+    struct trust trust;  /* in what a server before left */
     bool has_spare_meta; /* if LMDB's file is damaged, it can be made anew from the journal */
-    bool registered;    /* in the process's list of open stores */
+    bool registered;     /* in the process's list of open stores */
     dev_t state_dev;
     ino_t state_ino;
     struct store *next_open;

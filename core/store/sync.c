@@ -14,7 +14,7 @@ struct place {
     uint64_t file, size;
     unsigned dir;
     uint8_t tier;
-    bool on_disk;
+    bool on_disk, encrypted; /* what is on disk */
 };
 
 static errint_t find_place(struct store *store, uint64_t number, struct place *out)
@@ -26,8 +26,12 @@ static errint_t find_place(struct store *store, uint64_t number, struct place *o
     errint_t error = object->state == OBJECT_PENDING  ? -EAGAIN
                      : object->state == OBJECT_FAILED ? object->failure->code
                                                       : 0;
-    *out = (struct place){object->file, object->size, object->disk, object->tier,
-                          object->flags & OBJECT_ON_DISK};
+    *out = (struct place){.file = object->file,
+                          .size = object->size,
+                          .dir = object->disk,
+                          .tier = object->tier,
+                          .on_disk = object->flags & OBJECT_ON_DISK,
+                          .encrypted = object->flags & OBJECT_ENCRYPTED};
     table_unlock(shard);
     return error;
 }
@@ -149,7 +153,7 @@ static void give_back(struct store *store, uint64_t number, bool on_disk, unsign
         }
         table_unlock(shard);
     } else if (on_disk) { /* freed meanwhile: who freed it did not know of the file */
-        disk_remove_file(&store->disk, dir, place->file, object_disk_bytes(place->size));
+        disk_remove_file(&store->disk, dir, place->file, object_disk_bytes(place->size, false));
     }
     spill_settled(store);
 }
@@ -167,7 +171,7 @@ static errint_t link_copy(struct store *store, uint64_t number, const struct pla
     if (linkat(fd, data_name(note->record.file, from), fd, data_name(place->file, to), 0) < 0 ||
         fsync(fd) < 0)
         return -errno;
-    disk_count(&store->disk, (int64_t)object_disk_bytes(place->size));
+    disk_count(&store->disk, (int64_t)object_disk_bytes(place->size, false));
     store_write_lock(store);
     error = store_info(store, number, &info);
     if (!error)
@@ -176,21 +180,23 @@ static errint_t link_copy(struct store *store, uint64_t number, const struct pla
     if (!error) {
         error = blocks_put(&store->meta, txn, place->file, place->size, note->sums);
         if (!error)
-            error = spill_note_on_disk(store, txn, number);
+            error = spill_note_on_disk(store, txn, number, false);
         error = meta_end(txn, error);
     }
     store_write_unlock(store);
     if (error)
-        disk_remove_file(&store->disk, dir, place->file, object_disk_bytes(place->size));
+        disk_remove_file(&store->disk, dir, place->file, object_disk_bytes(place->size, false));
     return error;
 }
 
-/* Where the object is what was synced, the copy becomes the object's: it gets a second name. */
+/* Where the object is what was synced, the copy becomes the object's: it gets a second name. Not
+ * one that is encrypted, as the file with its own number. */
 static errint_t install(struct store *store, uint64_t number, const struct place *place,
                         const struct note *note)
 {
     unsigned dir;
-    if (place->tier != TIER_MEMORY || place->on_disk || note->record.file == place->file)
+    if (place->tier != TIER_MEMORY || place->on_disk || note->record.file == place->file ||
+        note->record.flags & SYNCED_ENCRYPTED)
         return 0;
     cleanup_fd int fd = disk_find_file(&store->disk, note->record.file, O_RDONLY, &dir);
     if (fd < 0)
@@ -198,7 +204,7 @@ static errint_t install(struct store *store, uint64_t number, const struct place
     errint_t error = compare(store, place, note);
     if (error || !take(store, number))
         return error == -EBADMSG ? 0 : error;
-    object_describe_number(store, number, dir, fd, note->sums);
+    object_describe_number(store, number, dir, fd, note->sums, false);
     error = link_copy(store, number, place, note, dir);
     give_back(store, number, !error, dir, place);
     return error;
@@ -221,8 +227,9 @@ static errint_t drop_note(struct store *store, uint64_t number, const struct not
     int fd = disk_find_file(&store->disk, note->record.file, O_RDONLY, &dir);
     if (fd >= 0) {
         close(fd);
-        disk_remove_file(&store->disk, dir, note->record.file,
-                         object_disk_bytes(note->record.size));
+        disk_remove_file(
+            &store->disk, dir, note->record.file,
+            object_disk_bytes(note->record.size, note->record.flags & SYNCED_ENCRYPTED));
     }
     return 0;
 }

@@ -26,8 +26,10 @@ struct store;
 struct staged;
 struct spill_sum;
 
+enum { SYNCED_ENCRYPTED = 1 }; /* its file on disk is, or the content */
+
 struct synced_record {
-    uint8_t version, name_bytes, zero[2];
+    uint8_t version, name_bytes, flags, zero;
     uint32_t mode, uid, gid;
     uint64_t parent, size, mtime_ns;
     uint64_t file;   /* with a copy on disk; 0: the content follows */
@@ -40,7 +42,7 @@ struct synced_view {
     struct synced_record record;
     const char *name;
     const void *xattrs;
-    const void *content;          /* `size` bytes, or NULL */
+    const void *content;          /* `size` bytes (encrypted: and CIPHER_VALUE_BYTES), or NULL */
     const struct spill_sum *sums; /* of the blocks of the file, or NULL */
 };
 

@@ -19,20 +19,22 @@ bool synced_decode(uint64_t number, const void *value, size_t value_bytes, struc
         at += sizeof *record;
         left -= sizeof *record;
         ok = record->version == SYNCED_VERSION && record->name_bytes &&
-             record->parent < STORE_NUMBER_LIMIT && record->file < STORE_NUMBER_LIMIT &&
-             record->object < STORE_NUMBER_LIMIT && record->size <= INT64_MAX &&
-             (size_t)record->name_bytes + record->xattrs_bytes <= left;
+             !(record->flags & ~SYNCED_ENCRYPTED) && record->parent < STORE_NUMBER_LIMIT &&
+             record->file < STORE_NUMBER_LIMIT && record->object < STORE_NUMBER_LIMIT &&
+             record->size <= INT64_MAX && (size_t)record->name_bytes + record->xattrs_bytes <= left;
     }
     if (ok) {
         out->name = at;
         out->xattrs = at + record->name_bytes;
         at += record->name_bytes + (size_t)record->xattrs_bytes;
         left -= record->name_bytes + (size_t)record->xattrs_bytes;
+        size_t content_bytes =
+            record->size + (record->flags & SYNCED_ENCRYPTED ? CIPHER_VALUE_BYTES : 0);
         out->content = record->file ? NULL : at;
         out->sums = record->file ? (const void *)at : NULL;
         ok = record->file ? left / sizeof *out->sums == spill_block_count(record->size) &&
                                 left % sizeof *out->sums == 0
-                          : left == record->size;
+                          : left == content_bytes;
         ok = ok && !memchr(out->name, '/', record->name_bytes) &&
              !memchr(out->name, '\0', record->name_bytes);
     }
@@ -64,9 +66,11 @@ static void copy_end(struct store *store, struct copy *copy, bool remove)
  * checksums. */
 static errint_t copy_blocks(struct staged *staged, struct copy *copy, int to)
 {
-    cleanup_free char *block = malloc(SPILL_BLOCK_BYTES);
-    if (!block)
+    const struct cipher_key *key = copy->file.encrypted ? staged->store->key : NULL;
+    cleanup_free char *buffer = malloc(CIPHER_STRIDE_BYTES);
+    if (!buffer)
         return -ENOMEM;
+    char *block = buffer + CIPHER_HEAD_BYTES;
     for (uint64_t done = 0, i = 0; done < copy->size; done += SPILL_BLOCK_BYTES, i++) {
         size_t bytes =
             copy->size - done < SPILL_BLOCK_BYTES ? (size_t)(copy->size - done) : SPILL_BLOCK_BYTES;
@@ -76,11 +80,15 @@ static errint_t copy_blocks(struct staged *staged, struct copy *copy, int to)
         if (got < 0)
             return (errint_t)got;
         memset(block + got, 0, bytes - (size_t)got); /* it was truncated meanwhile */
-        errint_t error = to < 0 ? 0 : mob_pwrite_full(to, block, bytes, (off_t)done);
+        errint_t error = key ? cipher_encrypt_block(key, copy->file.file, i, buffer, bytes) : 0;
+        const char *what = key ? buffer : block;
+        size_t what_bytes = key ? CIPHER_HEAD_BYTES + bytes : bytes;
+        uint64_t at = key ? cipher_block_offset(i) : done;
+        if (!error && to >= 0)
+            error = mob_pwrite_full(to, what, what_bytes, (off_t)at);
         if (error)
             return error;
-        XXH128_canonicalFromHash((XXH128_canonical_t *)copy->sums[i].bytes,
-                                 XXH3_128bits(block, bytes));
+        spill_sum_block(what, what_bytes, &copy->sums[i]);
     }
     return 0;
 }
@@ -96,12 +104,13 @@ static errint_t copy_to_new_file(struct store *store, struct staged *staged, str
     errint_t error = store_new_number(store, &copy->file.file);
     if (error)
         return error;
-    cleanup_fd int fd = disk_make_file(&store->disk, copy->file.file, copy->size, O_RDWR, &dir);
+    copy->file.encrypted = store->key != NULL;
+    copy->counted = object_disk_bytes(copy->size, copy->file.encrypted);
+    cleanup_fd int fd = disk_make_file(&store->disk, copy->file.file, copy->counted, O_RDWR, &dir);
     if (fd < 0)
         return fd;
     copy->own = true;
     copy->file.dir = (uint8_t)dir;
-    copy->counted = object_disk_bytes(copy->size);
     disk_count(&store->disk, (int64_t)copy->counted);
     error = copy_blocks(staged, copy, fd);
     if (!error && fdatasync(fd) < 0)
@@ -129,6 +138,7 @@ static errint_t copy_staged(struct store *store, struct staged *staged, struct c
     copy->size = (uint64_t)info.st_size;
     bool in_place = staged->data.dir != DISK_NO_DIR && !staged->growing;
     bool in_line = !error && copy->size <= store->inline_bytes;
+    copy->file.encrypted = in_line && store->key;
     if (in_line) {
         error = staged_content_of(staged, store->inline_bytes, &copy->content, &bytes);
         copy->size = bytes;
@@ -150,7 +160,8 @@ static errint_t copy_staged(struct store *store, struct staged *staged, struct c
 /* Of the note: what follows its header, name, and attributes. */
 static size_t note_bytes(const struct copy *copy)
 {
-    return copy->content ? copy->size : spill_block_count(copy->size) * sizeof *copy->sums;
+    return copy->content ? copy->size + (copy->file.encrypted ? CIPHER_VALUE_BYTES : 0)
+                         : spill_block_count(copy->size) * sizeof *copy->sums;
 }
 
 static errint_t put_note(struct store *store, MDB_txn *txn, const struct staged *staged,
@@ -159,6 +170,7 @@ static errint_t put_note(struct store *store, MDB_txn *txn, const struct staged 
     struct synced_record record = {
         .version = SYNCED_VERSION,
         .name_bytes = staged->name_bytes,
+        .flags = copy->file.encrypted ? SYNCED_ENCRYPTED : 0,
         .mode = staged->mode,
         .uid = staged->uid,
         .gid = staged->gid,
@@ -183,8 +195,13 @@ static errint_t put_note(struct store *store, MDB_txn *txn, const struct staged 
     if (record.xattrs_bytes)
         memcpy(at, staged->xattrs, record.xattrs_bytes);
     at += record.xattrs_bytes;
-    if (rest)
+    if (copy->content && copy->file.encrypted)
+        error = cipher_encrypt_value(store->key, META_SYNCED, staged->number, copy->content,
+                                     copy->size, at);
+    else if (rest)
         memcpy(at, copy->content ? (const void *)copy->content : copy->sums, rest);
+    if (error)
+        return error;
     meta_seal(META_SYNCED, staged->number, place,
               sizeof record + record.name_bytes + record.xattrs_bytes + rest);
     return 0;
@@ -223,7 +240,8 @@ static errint_t note_locked(struct store *store, struct staged *staged, const st
 static void remove_copy(struct store *store, const struct synced_copy *synced)
 {
     if (synced->own)
-        disk_drop(store, &(struct data_file){synced->file, -1, synced->dir}, synced->counted);
+        disk_drop(store, &(struct data_file){.file = synced->file, .fd = -1, .dir = synced->dir},
+                  synced->counted);
 }
 
 /* What it has become, or 0. */
@@ -237,6 +255,8 @@ static uint64_t object_of(struct store *store, const struct staged *staged)
 static errint_t sync_data(struct store *store, struct staged *staged, struct mob_error *err)
 {
     struct copy copy = {.file = {.fd = -1, .dir = DISK_NO_DIR}};
+    if (staged->data.encrypted) /* recovered: it is what was synced */
+        return 0;
     errint_t error = copy_staged(store, staged, &copy, err);
     if (!error) {
         cleanup_lock pthread_mutex_t *lock = mob_lock(&staged->lock);

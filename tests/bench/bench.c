@@ -29,7 +29,7 @@
 #include "core/base/util.h"
 #include "tests/model/support.h"
 
-struct bench_options bench_options = {.runs = 5};
+struct bench_options bench_options = {.runs = 5, .prefix = ""};
 static FILE *out_file;
 
 /* --- figures --- */
@@ -56,8 +56,8 @@ static double middle(const struct figure *figure)
 
 static void print_figure(FILE *out, const struct figure *figure)
 {
-    fprintf(out, "%s\t%.6g\t%.6g\t%.6g\t%s\n", figure->key, middle(figure), figure->values[0],
-            figure->values[figure->count - 1], figure->unit);
+    fprintf(out, "%s%s\t%.6g\t%.6g\t%.6g\t%s\n", bench_options.prefix, figure->key, middle(figure),
+            figure->values[0], figure->values[figure->count - 1], figure->unit);
     fflush(out);
 }
 
@@ -265,7 +265,8 @@ static void measure(const char *only)
 static void usage(void)
 {
     fprintf(stderr, "usage: bench --dir MNT [--reference DIR] [--out FILE] [--runs N] [--quick] "
-                    "[--scale N] [--only LIST] [--start-up COMMAND --start-down COMMAND]\n");
+                    "[--scale N] [--only LIST] [--prefix TEXT] "
+                    "[--start-up COMMAND --start-down COMMAND]\n");
     exit(64);
 }
 
@@ -279,6 +280,7 @@ int main(int argc, char **argv)
         {"quick", no_argument, NULL, 'q'},
         {"scale", required_argument, NULL, 's'},
         {"only", required_argument, NULL, 'O'},
+        {"prefix", required_argument, NULL, 'p'},
         {"start-up", required_argument, NULL, 'u'},
         {"start-down", required_argument, NULL, 'D'},
         {NULL, 0, NULL, 0},
@@ -309,6 +311,9 @@ int main(int argc, char **argv)
             break;
         case 'O':
             only = optarg;
+            break;
+        case 'p':
+            bench_options.prefix = optarg;
             break;
         case 'u':
             bench_options.up = optarg;

@@ -12,6 +12,7 @@ struct bench_options {
     const char *dir;       /* the mount */
     const char *reference; /* a directory of a tmpfs with the same huge-page setting; NULL: none */
     const char *out;       /* file for the figures; NULL: none */
+    const char *prefix;    /* before each key */
     unsigned runs;
     bool quick;
     uint64_t scale;        /* objects of the scale test; 0: leave it out */

@@ -171,7 +171,8 @@ static void what_was_counted_for_an_object_is_given_back(void **state)
         large[i] = (char)i;
     struct mob_id id = fixture_put(store, NAMES_STAGING, "large", large, sizeof large);
     assert_int_equal(store_find(store, &id, &info), 0);
-    int fd = store_open_file(store, info.file);
+    bool encrypted;
+    int fd = store_open_file(store, info.number, &encrypted);
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     int writable = open(path, O_RDWR);
     assert_true(writable >= 0);

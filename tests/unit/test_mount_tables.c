@@ -116,31 +116,37 @@ static void handles_outlive_their_server(void **state)
 }
 
 static int opened_files;
-static int open_null(void *argument, uint64_t file)
+static int open_null(void *argument, bool *encrypted)
 {
-    (void)argument;
-    (void)file;
+    *encrypted = argument != NULL;
     opened_files++;
     return dup(0);
 }
 
+/* `argument`: whether the file is encrypted. */
 static void a_handle_opens_its_data_file_once(void **state)
 {
-    (void)state;
     void *area = new_area();
     struct handles *handles;
     struct handle *handle;
     uint64_t fh;
-    bool existed;
+    bool existed, encrypted;
     assert_int_equal(handles_open(area, &handles), 0);
-    assert_int_equal(handles_new(handles, 1, false, 5, 0, 1, &handle, &fh, &existed), 0);
-    int fd = handles_fd(handles, fh, open_null, NULL);
-    assert_true(fd >= 0);
-    assert_int_equal(handles_fd(handles, fh, open_null, NULL), fd);
-    assert_int_equal(opened_files, 1);
-    handles_free(handles, fh);
-    assert_int_equal(close(fd), -1); /* closed with its handle */
-    assert_int_equal(handles_fd(handles, fh, open_null, NULL), -EBADF);
+    for (uint64_t i = 0; i < 2; i++) {
+        void *argument = i ? state : NULL;
+        opened_files = 0;
+        assert_int_equal(handles_new(handles, i + 1, false, 5, 0, 1, &handle, &fh, &existed), 0);
+        int fd = handles_fd(handles, fh, open_null, argument, &encrypted);
+        assert_true(fd >= 0);
+        assert_int_equal(encrypted, i);
+        encrypted = !i;
+        assert_int_equal(handles_fd(handles, fh, open_null, NULL, &encrypted), fd);
+        assert_int_equal(encrypted, i);
+        assert_int_equal(opened_files, 1);
+        handles_free(handles, fh);
+        assert_int_equal(close(fd), -1); /* closed with its handle */
+        assert_int_equal(handles_fd(handles, fh, open_null, NULL, &encrypted), -EBADF);
+    }
     handles_close(handles);
     munmap(area, handles_bytes());
 }

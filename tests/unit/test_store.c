@@ -267,7 +267,8 @@ static void a_file_of_a_job_is_moved_in_without_a_copy(void **state)
     assert_int_equal(store_find(store, &id, &info), 0);
     assert_int_equal(info.tier, TIER_MEMORY);
     assert_int_equal(info.size, sizeof big);
-    int fd = store_open_file(store, info.file);
+    bool encrypted;
+    int fd = store_open_file(store, info.number, &encrypted);
     assert_int_equal(fstat(fd, &after), 0);
     close(fd);
     assert_int_equal(after.st_ino, before.st_ino);
