@@ -222,6 +222,23 @@ int store_open_file(struct store *store, uint64_t number, bool *encrypted)
     return -EIO;
 }
 
+/* The disk is to be busy while a chunk is decrypted, and while the reader is busy with it: who
+ * reads on where the last read of the descriptor has ended, or nearly, has the next blocks asked
+ * for. */
+static void read_ahead(struct store *store, int fd, uint64_t size, uint64_t offset, size_t bytes)
+{
+    enum { AHEAD_BLOCKS = 8, NEARLY = CIPHER_BLOCK_BYTES };
+    uint64_t end = offset + bytes, block = end / CIPHER_BLOCK_BYTES;
+    atomic_uint_fast64_t *place = &store->read_ends[(unsigned)fd % STORE_READ_ENDS];
+    uint64_t last = atomic_exchange_explicit(place, end, memory_order_relaxed);
+    bool goes_on = offset <= last + NEARLY && last <= offset + NEARLY;
+    if (!goes_on || block == offset / CIPHER_BLOCK_BYTES || end >= size)
+        return;
+    uint64_t ahead = offset ? AHEAD_BLOCKS - 1 : 0; /* those before were asked for */
+    (void)posix_fadvise(fd, (off_t)cipher_block_offset(block + ahead),
+                        (off_t)(AHEAD_BLOCKS - ahead) * CIPHER_STRIDE_BYTES, POSIX_FADV_WILLNEED);
+}
+
 ssize_t store_read_encrypted(struct store *store, uint64_t number, int fd, void *buffer,
                              size_t bytes, uint64_t offset)
 {
@@ -232,6 +249,7 @@ ssize_t store_read_encrypted(struct store *store, uint64_t number, int fd, void 
         return error;
     if (!store->key)
         return -EIO;
+    read_ahead(store, fd, content.size, offset, bytes);
     ssize_t got =
         cipher_pread(store->key, fd, content.file, content.size, buffer, bytes, offset, &bad_block);
     if (got >= 0 || got == -ENOMEM || got == -EINTR)

@@ -556,6 +556,8 @@ errint_t staged_content_of(struct staged *staged, size_t limit, char **content, 
 
 /* --- the store --- */
 
+enum { STORE_READ_ENDS = 256 };
+
 struct store {
     char *state_dir, *memory_dir;
     uint64_t memory_bytes;
@@ -613,6 +615,7 @@ struct store {
     uint64_t dead_weight; /* how urgently: bytes on disk, or a lot for a data file */
     atomic_bool dead_any; /* one of these lists isn't empty: looked at without the lock */
 
+    atomic_uint_fast64_t read_ends[STORE_READ_ENDS]; /* of encrypted files: objects.c */
     atomic_int_fast64_t memory_used; /* bytes of data files */
     atomic_int_fast64_t inline_used, object_bytes;
     atomic_int_fast64_t ready_inline, ready_memory, ready_disk, pending, failed, names, staged;
