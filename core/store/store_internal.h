@@ -616,7 +616,7 @@ struct store {
     atomic_bool dead_any; /* one of these lists isn't empty: looked at without the lock */
 
     atomic_uint_fast64_t read_ends[STORE_READ_ENDS]; /* of encrypted files: objects.c */
-    atomic_int_fast64_t memory_used; /* bytes of data files */
+    atomic_int_fast64_t memory_used;                 /* bytes of data files */
     atomic_int_fast64_t inline_used, object_bytes;
     atomic_int_fast64_t ready_inline, ready_memory, ready_disk, pending, failed, names, staged;
     atomic_uint_fast64_t commits, freed;
