@@ -171,8 +171,10 @@ static void make_room(void)
 {
     while (model.held_count > HELD_LIMIT - 4)
         op_close_held();
-    while (model.node_count > NODE_LIMIT || model.object_count > OBJECT_LIMIT)
+    while (model.node_count > NODE_LIMIT || model.object_count > OBJECT_LIMIT) {
         op_unlink();
+        op_remove_directory(); /* at last they may all be directories */
+    }
 }
 
 static void play(uint64_t count)
