@@ -104,6 +104,7 @@ struct commit {
     struct name_record name;
     char *xattrs;
     size_t xattrs_bytes;
+    char *content;          /* of a small object, if its file is encrypted; or NULL */
     uint64_t on_disk_bytes; /* what its file on disk was counted as */
     bool entered;           /* the object is in the table, hidden */
     errint_t error;
@@ -158,8 +159,10 @@ static errint_t check_is_there(const struct store *store, const struct staged *s
 {
     const struct data_file *data = staged_whole(staged);
     struct stat info;
-    if (data->dir == DISK_NO_DIR || fstat(data->fd, &info) < 0 || info.st_nlink ||
-        (uint64_t)info.st_size <= store->inline_bytes)
+    if (data->dir == DISK_NO_DIR || fstat(data->fd, &info) < 0 || info.st_nlink)
+        return 0;
+    uint64_t bytes = (uint64_t)info.st_size;
+    if ((data->encrypted ? cipher_content_bytes(bytes) : bytes) <= store->inline_bytes)
         return 0;
     return mob_error_set(err, -EIO, "its file was removed from the spill directory");
 }
@@ -191,6 +194,14 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     const struct data_file *data = staged_whole(staged);
     uint64_t size = staged_bytes(staged, &info);
     bool in_line = size <= store->inline_bytes;
+    if (in_line && data->encrypted) {
+        size_t got;
+        error = staged_content_of(staged, (size_t)size, &commit->content, &got);
+        if (!error && got != size)
+            error = -EIO;
+        if (error)
+            return mob_error_set(err, error, "its content can't be read: %s", strerror(-error));
+    }
     bool on_disk = !in_line && data->dir != DISK_NO_DIR;
     bool encrypted = in_line ? store->key != NULL : on_disk && data->encrypted;
     object->size = size;
@@ -260,6 +271,7 @@ static errint_t write_records(const struct commit *commit, MDB_txn *txn)
     struct object_write write = {
         .object = &commit->object,
         .sums = commit->object.tier == TIER_DISK ? staged->sums : NULL,
+        .content = commit->content,
         .fd = staged_whole(staged)->fd,
         .refs = staged->refs,
         .ref_count = staged->ref_count,
@@ -387,6 +399,7 @@ static errint_t end(struct commit *commit)
         staged_put(commit->store, commit->staged);
     }
     free(commit->xattrs);
+    free(commit->content);
     return commit->error == -EALREADY ? 0 : commit->error;
 }
 

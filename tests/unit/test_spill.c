@@ -394,6 +394,37 @@ static void a_writer_gets_the_room_that_is_left_even_if_it_is_little(void **stat
     check_bytes(store_of(spilling), &object.id, 99, 12 * MIB);
 }
 
+static void a_small_file_that_had_to_go_to_an_encrypted_disk_reads_right(void **state)
+{
+    enum { FILES = 69, BYTES = 60000 }; /* one more than memory holds */
+    struct spilling *spilling = *state;
+    struct staged_info files[FILES];
+    struct mob_id id;
+    char path[96], name[16], content[BYTES];
+    snprintf(path, sizeof path, "%s/key", spilling->fixture.state_dir);
+    cleanup_fd int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    memset(content, '1', 64);
+    assert_int_equal(write(fd, content, 64), 64);
+    spilling->fixture.options.spill_key = path;
+    spilling->fixture.options.memory_bytes = 4 * MIB;
+    spilling_open(spilling);
+    struct store *store = store_of(spilling);
+    for (unsigned i = 0; i < FILES; i++) {
+        name_of(i, name);
+        fill_bytes(content, BYTES, i, 0);
+        assert_int_equal(staged_create(store, NAMES_STAGING, name, 0644, 0, 0, 0, &files[i]), 0);
+        assert_int_equal(staged_write(store, files[i].number, content, BYTES, 0), BYTES);
+    }
+    assert_true(usage_of(spilling).spilled_bytes > 0);
+    for (unsigned i = 0; i < FILES; i++) {
+        assert_int_equal(staged_closed(store, files[i].number), 0);
+        assert_int_equal(staged_commit(store, files[i].number, &id, NULL, NULL), 0);
+        check_bytes(store, &id, i, BYTES);
+    }
+    assert_int_equal(usage_of(spilling).objects_inline, FILES);
+    assert_int_equal(files_in(spilling->disk_dirs[0]), 0);
+}
+
 /* --- no memory for ourselves --- */
 
 static void without_memory_for_checksums_objects_stay_and_go_later(void **state)
@@ -435,6 +466,7 @@ int main(void)
         OPENED(an_object_that_cannot_be_copied_does_not_keep_others_from_going),
         CLOSED(what_is_noted_of_objects_does_not_outlive_them),
         CLOSED(a_writer_gets_the_room_that_is_left_even_if_it_is_little),
+        CLOSED(a_small_file_that_had_to_go_to_an_encrypted_disk_reads_right),
         OPENED(without_memory_for_checksums_objects_stay_and_go_later),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
