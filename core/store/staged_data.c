@@ -139,26 +139,35 @@ static void put_changed(struct store *store, struct staged *staged)
     objects_settle(store);
 }
 
+static errint_t write_data(struct store *store, struct staged *staged, const void *buffer,
+                           size_t bytes, uint64_t offset)
+{
+    if (staged->growing)
+        return growing_write(staged->growing, buffer, bytes, offset);
+    int opened, fd = writable_fd(store, staged, &opened);
+    errint_t error = fd < 0 ? fd : mob_pwrite_full(fd, buffer, bytes, (off_t)offset);
+    mob_cleanup_fd(&opened);
+    return error;
+}
+
 ssize_t staged_write(struct store *store, uint64_t number, const void *buffer, size_t bytes,
                      uint64_t offset)
 {
     errint_t error;
-    int opened = -1;
     if (offset > INT64_MAX || bytes > (uint64_t)INT64_MAX - offset)
         return -EFBIG;
     struct staged *staged = get_to_change(store, number, &error);
     if (!staged)
         return error;
     error = make_budget(store, staged, offset, bytes);
-    if (!error && staged->growing) {
-        error = growing_write(staged->growing, buffer, bytes, offset);
-        staged->made_ns = 0;
-    } else if (!error) {
-        int fd = writable_fd(store, staged, &opened);
-        error = fd < 0 ? fd : mob_pwrite_full(fd, buffer, bytes, (off_t)offset);
+    if (!error) {
+        error = write_data(store, staged, buffer, bytes, offset);
+        /* Its filesystem may be full before the budget is: others write there, too. */
+        if (error == -ENOSPC && grow_is_possible(store, staged) &&
+            !grow_claim(store, staged, offset + bytes))
+            error = write_data(store, staged, buffer, bytes, offset);
         staged->made_ns = 0;
     }
-    mob_cleanup_fd(&opened);
     put_changed(store, staged);
     return error ? error : (ssize_t)bytes;
 }

@@ -140,11 +140,16 @@ static errint_t move(struct store *store, struct staged *staged, struct growing_
     return error ? error : growing_moved(staged->growing) > before ? 0 : -EAGAIN;
 }
 
+bool grow_is_possible(const struct store *store, const struct staged *staged)
+{
+    return store->disk.count && !store->passthrough && staged->data.dir == DISK_NO_DIR;
+}
+
 errint_t grow_make_room(struct store *store, struct staged *staged)
 {
     struct mob_error err = {0};
     struct grow *grow = &store->grow;
-    if (!store->disk.count || store->passthrough || staged->data.dir != DISK_NO_DIR)
+    if (!grow_is_possible(store, staged))
         return -ENOSPC;
     cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->mover_lock);
     errint_t error = move(store, staged, &grow->mover, SLICE_UNITS);

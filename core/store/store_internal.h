@@ -267,8 +267,9 @@ void staged_set_info(const struct staged *staged, struct name_info *out);
 /* Ready for growing_resume() and all else. After recovery, before the threads start. */
 MOB_MUST_CHECK errint_t grow_open(struct store *store, struct mob_error *err);
 void grow_close(struct store *store);
-/* Lock held: moves what it can of the file to disk to make room, in the calling thread; without
- * passthrough only. 0: there is more room than before. */
+/* Whether the file can be moved to disk by whoever writes it: without passthrough only. */
+bool grow_is_possible(const struct store *store, const struct staged *staged);
+/* Lock held: moves what it can of the file to disk to make room, in the calling thread. 0: there is more room than before. */
 MOB_MUST_CHECK errint_t grow_make_room(struct store *store, struct staged *staged);
 /* Lock held: all that it has, and what will be written up to `end`, is on disk. As the former. */
 MOB_MUST_CHECK errint_t grow_claim(struct store *store, struct staged *staged, uint64_t end);

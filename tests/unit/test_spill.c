@@ -394,6 +394,19 @@ static void a_writer_gets_the_room_that_is_left_even_if_it_is_little(void **stat
     check_bytes(store_of(spilling), &object.id, 99, 12 * MIB);
 }
 
+static void a_file_goes_to_disk_when_memory_is_full_of_what_is_not_ours(void **state)
+{
+    struct spilling *spilling = *state;
+    const char *memory = spilling->fixture.memory_dir;
+    if (mount("memory", memory, "tmpfs", 0, "size=8m,mode=700") < 0)
+        skip();
+    spilling_open(spilling);
+    umount2(memory, MNT_DETACH);
+    struct object_info object = put(store_of(spilling), "large", 99, 11 * MIB);
+    assert_int_equal(object.tier, TIER_DISK);
+    check_bytes(store_of(spilling), &object.id, 99, 11 * MIB);
+}
+
 static void a_small_file_that_had_to_go_to_an_encrypted_disk_reads_right(void **state)
 {
     enum { FILES = 69, BYTES = 60000 }; /* one more than memory holds */
@@ -466,6 +479,7 @@ int main(void)
         OPENED(an_object_that_cannot_be_copied_does_not_keep_others_from_going),
         CLOSED(what_is_noted_of_objects_does_not_outlive_them),
         CLOSED(a_writer_gets_the_room_that_is_left_even_if_it_is_little),
+        CLOSED(a_file_goes_to_disk_when_memory_is_full_of_what_is_not_ours),
         CLOSED(a_small_file_that_had_to_go_to_an_encrypted_disk_reads_right),
         OPENED(without_memory_for_checksums_objects_stay_and_go_later),
     };
