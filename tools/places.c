@@ -14,6 +14,7 @@
 #include "core/base/log.h"
 #include "core/base/util.h"
 #include "core/cluster/identity.h"
+#include "core/store/store.h"
 #include "tools/saved_memory.h"
 #include "tools/settings.h"
 
@@ -194,17 +195,27 @@ static errint_t restore_memory(const struct settings *settings, const char *data
     return 0;
 }
 
+/* Whether a server with a key has worked there: not whether one is given now. Who gives none is
+ * refused, and may not copy to disk what others kept from it; and who gives one and is refused has
+ * perhaps a plain store, whose memory was restored from the disk and must go back. */
+static bool memory_is_secret(const struct settings *settings)
+{
+    char mark[PATH_MAX + sizeof STORE_ENCRYPTED_NAME + 1];
+    snprintf(mark, sizeof mark, "%s/%s", settings->memory_dir, STORE_ENCRYPTED_NAME);
+    return access(mark, F_OK) == 0 || errno != ENOENT;
+}
+
 errint_t settings_save_memory(const struct settings *settings, struct mob_error *err)
 {
     char data_dir[PATH_MAX + 8];
     snprintf(data_dir, sizeof data_dir, "%s/data", settings->memory_dir);
     errint_t error = 0;
-    if (!settings->spill_key[0])
+    if (!memory_is_secret(settings))
         error = saved_memory_keep(data_dir, settings->saved_dir);
     else if (saved_memory_is_any(data_dir))
         return mob_error_set(
             err, -EIO,
-            "not all of memory could be encrypted and spilled (see above); it stays "
+            "memory that is to be encrypted could not all be spilled (see above); it stays "
             "in %s until the machine goes down",
             settings->memory_dir);
     if (error)

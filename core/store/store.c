@@ -178,6 +178,18 @@ static errint_t check_key(struct store *store, MDB_txn *txn, const char *path,
     return 0;
 }
 
+/* Before anything is in memory that may not be on disk as it is. */
+static errint_t mark_memory(struct store *store, struct mob_error *err)
+{
+    if (!store->key)
+        return 0;
+    cleanup_fd int fd = openat(store->memory_fd, STORE_ENCRYPTED_NAME,
+                               O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    return fd < 0 ? mob_error_set(err, -errno, "%s/%s: %s", store->memory_dir, STORE_ENCRYPTED_NAME,
+                                  strerror(errno))
+                  : 0;
+}
+
 /* LMDB can't be trusted: it is made anew from the journal. */
 static errint_t rebuild_meta(struct store *store, const char *path, bool map_writes,
                              struct mob_error *err)
@@ -360,6 +372,8 @@ static errint_t open_as_it_is(const struct store_options *options, struct store 
         error = store_recover(store, err);
     if (!error)
         error = disk_make(&store->disk, err);
+    if (!error)
+        error = mark_memory(store, err);
     if (!error)
         error = disk_note_known(store, err);
     store->forget_spill_dirs = NULL;

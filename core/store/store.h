@@ -48,6 +48,9 @@ struct store_hooks {
 
 struct growing_pipes;
 
+/* In memory_dir: what is there belongs to a store with a key. Whoever has no key leaves it there. */
+#define STORE_ENCRYPTED_NAME "encrypted"
+
 struct store_options {
     const char *state_dir; /* LMDB in state_dir/meta; exists, belongs to the daemon */
     /* A tmpfs (or a folder of one), exists; data files are memory_dir/data/HEX. */

@@ -254,3 +254,16 @@ again() {
     same "$AFTER/staging/new-large" <(marked 150000000 NEW)
     same_as_large "$AFTER/staging/old-large"
 }
+
+@test "memory that the disk has no room for is not kept on it by who gives no key" {
+    memory=64M up "$AFTER" "$AFTER_STATE" --disk 8M --spill-key "$KEY"
+    marked 20000000 >"$AFTER/staging/kept"
+    within 30 mobula down "$AFTER"
+    no_plaintext PLAINTEXT "$AFTER_STATE"
+    memory=64M run up "$AFTER" "$AFTER_STATE" --disk 8M
+    equals "$status" 69
+    no_plaintext PLAINTEXT "$AFTER_STATE"
+    memory=64M up "$AFTER" "$AFTER_STATE" --spill-key "$KEY"
+    remember_daemon "$AFTER"
+    same "$AFTER/staging/kept" <(marked 20000000)
+}
