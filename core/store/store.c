@@ -155,14 +155,7 @@ static errint_t check_key(struct store *store, MDB_txn *txn, const char *path,
     size_t bytes;
     const char *name = store->key ? cipher_key_name(store->key) : NULL;
     errint_t error = meta_get(&store->meta, txn, META_STATE, "key", 3, &value, &bytes);
-    if (error == -ENOENT && name) {
-        if (!store->trust.fresh)
-            mob_log_warning(
-                "store: %s is encrypted from now on: what was on disk before stays as it "
-                "is",
-                store->state_dir);
-        return meta_put(&store->meta, txn, META_STATE, "key", 3, name, CIPHER_NAME_BYTES - 1);
-    }
+    store->key_is_new = error == -ENOENT && name;
     if (error == -ENOENT)
         return 0;
     if (error)
@@ -176,6 +169,27 @@ static errint_t check_key(struct store *store, MDB_txn *txn, const char *path,
                              "%s was encrypted with another key than that in %s", store->state_dir,
                              path);
     return 0;
+}
+
+/* From now on it must get that one. Not earlier: a start that is refused must change nothing. */
+static errint_t note_key(struct store *store, struct mob_error *err)
+{
+    MDB_txn *txn;
+    if (!store->key_is_new)
+        return 0;
+    if (!store->trust.fresh)
+        mob_log_warning("store: %s is encrypted from now on: what was on disk before stays as it "
+                        "is",
+                        store->state_dir);
+    store_write_lock(store);
+    errint_t error = meta_begin(&store->meta, 0, &txn);
+    if (!error) {
+        error = meta_put(&store->meta, txn, META_STATE, "key", 3, cipher_key_name(store->key),
+                         CIPHER_NAME_BYTES - 1);
+        error = meta_end(txn, error);
+    }
+    store_write_unlock(store);
+    return error ? mob_error_set(err, error, "%s/meta: %s", store->state_dir, strerror(-error)) : 0;
 }
 
 /* Before anything is in memory that may not be on disk as it is. */
@@ -372,6 +386,8 @@ static errint_t open_as_it_is(const struct store_options *options, struct store 
         error = store_recover(store, err);
     if (!error)
         error = disk_make(&store->disk, err);
+    if (!error)
+        error = note_key(store, err);
     if (!error)
         error = mark_memory(store, err);
     if (!error)

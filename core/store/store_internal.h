@@ -566,6 +566,7 @@ struct store {
     uint8_t owner[MOB_ID_OWNER_BYTES];
     bool passthrough;       /* of staged files */
     struct cipher_key *key; /* NULL: nothing is encrypted */
+    bool key_is_new;        /* the database doesn't name it yet */
     unsigned spare_target;
     struct mob_clock clock;
     struct store_hooks hooks;

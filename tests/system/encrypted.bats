@@ -267,3 +267,18 @@ again() {
     remember_daemon "$AFTER"
     same "$AFTER/staging/kept" <(marked 20000000)
 }
+
+@test "a key that is refused for another reason leaves the state as it was, without one" {
+    local spills=(--spill "$AFTER_STATE/one" --spill "$AFTER_STATE/two") name
+    memory=64M up "$AFTER" "$AFTER_STATE" "${spills[@]}"
+    for name in a b c; do cp "$ROOM/large" "$AFTER/staging/$name"; done
+    within 30 mobula down "$AFTER"
+    mv "$AFTER_STATE/two" "$AFTER_STATE/away"
+    memory=64M run up "$AFTER" "$AFTER_STATE" "${spills[@]}" --spill-key "$KEY"
+    equals "$status" 69
+    matches "$output" "which is not there"
+    mv "$AFTER_STATE/away" "$AFTER_STATE/two"
+    memory=64M up "$AFTER" "$AFTER_STATE" "${spills[@]}"
+    remember_daemon "$AFTER"
+    for name in a b c; do same_as_large "$AFTER/staging/$name"; done
+}
