@@ -615,6 +615,8 @@ static errint_t recover(struct recovery *it)
         error = recover_walk(store, META_SUMS, it, each_sum);
     if (!error)
         error = count_others(store);
+    if (!error && !store->trust.memory)
+        error = trust_running(store->state_fd, it->err);
     if (error)
         return error;
     error = records_recover(&store->records, each_record, it);

@@ -258,7 +258,9 @@ static errint_t open_meta(struct store *store, const struct store_options *optio
     errint_t error = journal_open(&journal_options, &store->journal, err);
     if (!error)
         error = open_meta_files(store, options, err);
-    if (!error)
+    /* Where memory is lost: once nothing can be refused any more, see recover(). The next server
+     * would take this one's empty memory for what it is. */
+    if (!error && store->trust.memory)
         error = trust_running(store->state_fd, err);
     if (error)
         return error;

@@ -282,3 +282,19 @@ again() {
     remember_daemon "$AFTER"
     for name in a b c; do same_as_large "$AFTER/staging/$name"; done
 }
+
+@test "after a crash, a start that is refused takes nothing of what was synced" {
+    exec 7>"$MNT/staging/open-small" 8>"$MNT/staging/open-large"
+    marked 2000 >&7
+    marked 3000000 >&8
+    sync "$MNT/staging/open-small" "$MNT/staging/open-large"
+    cp -ax --sparse=always "$STATE" "$AFTER_STATE"
+    exec 7>&- 8>&-
+    memory=64M run up "$AFTER" "$AFTER_STATE" --spill "$AFTER_STATE/spill"
+    equals "$status" 69
+    memory=64M up "$AFTER" "$AFTER_STATE" --spill "$AFTER_STATE/spill" --spill-key "$KEY"
+    remember_daemon "$AFTER"
+    same "$AFTER/staging/open-small" <(marked 2000)
+    same "$AFTER/staging/open-large" <(marked 3000000)
+    rm "$MNT"/staging/open-{small,large}
+}
