@@ -98,7 +98,8 @@ static bool name_key(struct cipher_key *key)
 static ssize_t read_key_file(const char *path, char *buffer, size_t size, struct mob_error *err)
 {
     struct stat info;
-    cleanup_fd int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    /* A FIFO that nobody writes to is empty: who starts would wait for ever. */
+    cleanup_fd int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     if (fd < 0 || fstat(fd, &info) < 0)
         return mob_error_set(err, -errno, "the spill key %s: %s", path, strerror(errno));
     if (S_ISREG(info.st_mode) && info.st_mode & 0004)

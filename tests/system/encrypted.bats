@@ -298,3 +298,11 @@ again() {
     same "$AFTER/staging/open-large" <(marked 3000000)
     rm "$MNT"/staging/open-{small,large}
 }
+
+@test "a key in a FIFO that nobody writes to is refused at once" {
+    mkfifo "$ROOM/fifo"
+    memory=64M run up "$AFTER" "$AFTER_STATE" --spill-key "$ROOM/fifo"
+    equals "$status" 69
+    matches "$output" "$ROOM/fifo: expected 32 bytes"
+    rm "$ROOM/fifo"
+}
