@@ -278,15 +278,7 @@ static errint_t write_records(const struct commit *commit, MDB_txn *txn)
         .xattrs = commit->xattrs,
         .xattrs_bytes = commit->xattrs_bytes,
     };
-    cleanup_free char *content = NULL;
-    size_t bytes;
-    errint_t error = 0;
-    /* Its file on disk may be encrypted. */
-    if (commit->object.tier == TIER_INLINE && staged->growing)
-        error = staged_content_of(staged, store->inline_bytes, &content, &bytes);
-    write.content = content;
-    if (!error)
-        error = object_write(store, txn, &write);
+    errint_t error = object_write(store, txn, &write);
     if (!error)
         error = name_record_put(&store->meta, txn, staged->parent, staged->key, &commit->name);
     if (!error && staged->xattrs_bytes)

@@ -79,6 +79,7 @@ struct grow {
     struct hold *hold;          /* NULL: writers can't be stopped here */
     pthread_cond_t wake;        /* with spill->lock */
     bool wanted;
+    atomic_uint_fast64_t vain_until_ns; /* writers don't wait for others' memory before */
 };
 
 struct spill {

@@ -85,19 +85,31 @@ static bool is_moved(struct staged *staged, uint64_t end)
     return staged->growing && end <= growing_moved(staged->growing);
 }
 
-/* The file has nothing to give, but others may: the evictor is at it. */
-static void wait_for_others(struct store *store)
+/* The file has nothing to give, but others may: the evictor is at it. False: they have nothing, or
+ * were waited for in vain a moment ago. Who waits keeps a thread of the server: not again for each
+ * piece of a file. */
+static bool wait_for_others(struct store *store, unsigned *waits)
 {
+    enum { WAITS = 20 };
+    const uint64_t pause_ns = UINT64_C(10000000000);
+    uint64_t now_ns = mob_monotonic_ns();
+    if (atomic_load(&store->ready_memory) <= 0 || now_ns < atomic_load(&store->grow.vain_until_ns))
+        return false;
+    if ((*waits)++ == WAITS) {
+        atomic_store(&store->grow.vain_until_ns, now_ns + pause_ns);
+        return false;
+    }
     spill_nudge(store);
     spill_wait_settled(store);
+    return true;
 }
 
 /* The same; where that can be done, the file itself gives memory back first: what it wrote first
- * goes to disk. If that is nothing, others may, for a moment; then this goes to disk at once. */
+ * goes to disk. If that is nothing, others may, for a moment; then this goes to disk at once, which
+ * makes the file as long: not if it `keeps_size`. */
 static errint_t make_budget(struct store *store, struct staged *staged, uint64_t offset,
-                            uint64_t bytes)
+                            uint64_t bytes, bool keeps_size)
 {
-    enum { WAITS = 20 };
     errint_t error;
     unsigned waits = 0;
     while (!is_moved(staged, offset + bytes) &&
@@ -105,11 +117,11 @@ static errint_t make_budget(struct store *store, struct staged *staged, uint64_t
         uint64_t charged = staged->charged_bytes;
         if (error != -ENOSPC || grow_make_room(store, staged))
             return error;
-        if (staged->charged_bytes < charged)
+        if (staged->charged_bytes < charged || wait_for_others(store, &waits))
             continue;
-        if (waits++ < WAITS)
-            wait_for_others(store);
-        else if ((error = grow_claim(store, staged, offset + bytes)))
+        if (keeps_size)
+            return -ENOSPC;
+        if ((error = grow_claim(store, staged, offset + bytes)))
             return error;
     }
     return 0;
@@ -159,7 +171,7 @@ ssize_t staged_write(struct store *store, uint64_t number, const void *buffer, s
     struct staged *staged = get_to_change(store, number, &error);
     if (!staged)
         return error;
-    error = make_budget(store, staged, offset, bytes);
+    error = make_budget(store, staged, offset, bytes, false);
     if (!error) {
         error = write_data(store, staged, buffer, bytes, offset);
         /* Its filesystem may be full before the budget is: others write there, too. */
@@ -224,7 +236,7 @@ errint_t staged_allocate(struct store *store, uint64_t number, int mode, uint64_
     if (!staged)
         return error;
     if (!(mode & FALLOC_FL_PUNCH_HOLE))
-        error = make_budget(store, staged, offset, bytes);
+        error = make_budget(store, staged, offset, bytes, mode & FALLOC_FL_KEEP_SIZE);
     if (staged->growing && !(mode & FALLOC_FL_PUNCH_HOLE)) { /* what was moved has its room */
         uint64_t moved = growing_moved(staged->growing), end = offset + bytes;
         offset = offset > moved ? offset : moved < end ? moved : end;

@@ -306,3 +306,24 @@ again() {
     matches "$output" "$ROOM/fifo: expected 32 bytes"
     rm "$ROOM/fifo"
 }
+
+@test "fallocate that keeps the size keeps it, though memory has no room" {
+    exec 7>"$MNT/staging/allocated"
+    marked 3000000 >&7
+    run within 30 fallocate -n -l 200M "$MNT/staging/allocated"
+    equals "$(stat -Lc %s "$MNT/staging/allocated")" 3000000
+    exec 7>&-
+    same "$MNT/staging/allocated" <(marked 3000000)
+    rm "$MNT/staging/allocated"
+}
+
+@test "while files that are open have all of memory, another one is written without waiting" {
+    within 20 bash -c '
+        for ((i = 0; i < 66; i++)); do
+            exec {fd}>"$1/staging/holds-$i"
+            head -c 1000000 /dev/zero >&"$fd"
+        done
+        head -c 20000000 /dev/zero >"$1/staging/written"' bash "$MNT"
+    equals "$(stat -Lc %s "$MNT/staging/written")" 20000000
+    rm "$MNT"/staging/{holds-*,written}
+}
