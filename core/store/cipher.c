@@ -58,9 +58,18 @@ static int digit_value(char digit)
                                           : -1;
 }
 
+static bool is_line(const char *text, size_t bytes)
+{
+    size_t printable = 0;
+    while (printable < bytes && text[printable] >= ' ' && text[printable] <= '~')
+        printable++;
+    return printable == bytes || (printable == bytes - 1 && text[printable] == '\n');
+}
+
 static bool parse_key(const char *text, size_t bytes, uint8_t out[KEY_BYTES])
 {
-    if (bytes == KEY_BYTES) {
+    /* A line of text of that length was not meant as bytes: it would be a weak key. */
+    if (bytes == KEY_BYTES && !is_line(text, bytes)) {
         memcpy(out, text, KEY_BYTES);
         return true;
     }

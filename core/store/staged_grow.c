@@ -145,6 +145,33 @@ bool grow_is_possible(const struct store *store, const struct staged *staged)
     return store->disk.count && !store->passthrough && staged->data.dir == DISK_NO_DIR;
 }
 
+/* In an encrypted file holes take room as all else does. -ENOSPC: more than the disk's budget and
+ * memory have together. */
+static errint_t check_holes(struct store *store, struct staged *staged, struct mob_error *err)
+{
+    struct stat info;
+    uint64_t moved = growing_moved(staged->growing);
+    if (!staged->grown.encrypted || fstat(staged->data.fd, &info) < 0 ||
+        (uint64_t)info.st_size <= moved ||
+        (uint64_t)info.st_size - moved <= disk_room(&store->disk) + store->memory_bytes)
+        return 0;
+    return mob_error_set(err, -ENOSPC,
+                         "%s: the spill directories have no room for its holes, which are "
+                         "encrypted as all else",
+                         staged->name);
+}
+
+/* All of it goes to disk; the mover's lock is held. */
+static errint_t assemble(struct store *store, struct staged *staged, struct mob_error *err)
+{
+    errint_t error = check_holes(store, staged, err);
+    if (error)
+        return error;
+    error = growing_assemble(staged->growing, &store->grow.mover, err);
+    count(store, staged);
+    return error;
+}
+
 errint_t grow_make_room(struct store *store, struct staged *staged)
 {
     struct mob_error err = {0};
@@ -154,11 +181,7 @@ errint_t grow_make_room(struct store *store, struct staged *staged)
     cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->mover_lock);
     errint_t error = move(store, staged, &grow->mover, SLICE_UNITS);
     /* Nothing to move but what it is at: then that, too. */
-    if (error == -EAGAIN) {
-        error = growing_assemble(staged->growing, &grow->mover, &err);
-        count(store, staged);
-    }
-    return error;
+    return error == -EAGAIN ? assemble(store, staged, &err) : error;
 }
 
 /* The size is set first: what is a hole takes no memory, and goes to disk as one. */
@@ -196,7 +219,9 @@ errint_t staged_settle_growth(struct store *store, uint64_t number, struct mob_e
     if (staged->growing && !staged->committed) {
         cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->mover_lock);
         grow->mover.hold = NULL;
-        error = growing_move(staged->growing, &grow->mover, UINT64_MAX, err);
+        error = check_holes(store, staged, err);
+        if (!error)
+            error = growing_move(staged->growing, &grow->mover, UINT64_MAX, err);
         count(store, staged);
     }
     pthread_mutex_unlock(&staged->lock);
@@ -211,9 +236,7 @@ errint_t grow_assemble(struct store *store, struct staged *staged, struct mob_er
     /* Another file's move must not be under way. */
     cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->mover_lock);
     grow->mover.hold = NULL; /* nobody writes */
-    errint_t error = growing_assemble(staged->growing, &grow->mover, err);
-    count(store, staged);
-    return error;
+    return assemble(store, staged, err);
 }
 
 ssize_t staged_pread(struct staged *staged, void *buffer, size_t bytes, uint64_t offset)

@@ -48,7 +48,7 @@ struct store_hooks {
 
 struct growing_pipes;
 
-/* In memory_dir: what is there belongs to a store with a key. Whoever has no key leaves it there. */
+/* In memory_dir: it is a store's that has a key. Who has none leaves it there. */
 #define STORE_ENCRYPTED_NAME "encrypted"
 
 struct store_options {

@@ -327,3 +327,16 @@ again() {
     equals "$(stat -Lc %s "$MNT/staging/written")" 20000000
     rm "$MNT"/staging/{holds-*,written}
 }
+
+@test "a hole that the disk has no room for fails the close, and fills no disk" {
+    memory=64M up "$AFTER" "$AFTER_STATE" --disk 200M --spill-key "$KEY"
+    remember_daemon "$AFTER"
+    exec 7>"$AFTER/staging/holes"
+    marked 100000000 >&7
+    run within 30 truncate -s 3G "$AFTER/staging/holes"
+    ((status != 0))
+    matches "$output" "No space left"
+    (($(du -s --block-size=1M "$AFTER_STATE/spill" | cut -f1) < 300))
+    exec 7>&-
+    rm "$AFTER/staging/holes"
+}

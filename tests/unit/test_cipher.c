@@ -280,7 +280,13 @@ static void keys_are_bytes_or_digits(void **state)
     const struct {
         const char *text;
         size_t bytes;
-    } refused[] = {{"", 0}, {digits, 63}, {text, 31}, {text, 33}, {"", 1}};
+    } refused[] = {{"", 0},
+                   {digits, 63},
+                   {text, 31},
+                   {text, 33},
+                   {"", 1},
+                   {"a passphrase is no key of 32 byt\n", 32},
+                   {"with a newline it isn't either.\n", 32}};
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(refused); i++) {
         write_file(keys->path, refused[i].text, refused[i].bytes);
         assert_int_equal(cipher_key_load(keys->path, &key, &err), -EINVAL);

@@ -8,6 +8,7 @@ static void write_key(const char *path, char with)
 {
     char key[32];
     memset(key, with, sizeof key);
+    key[0] = 1; /* no text */
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     assert_true(fd >= 0);
     assert_int_equal(mob_write_full(fd, key, sizeof key), 0);
