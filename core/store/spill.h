@@ -80,6 +80,7 @@ struct grow {
     pthread_cond_t wake;        /* with spill->lock */
     bool wanted;
     atomic_uint_fast64_t vain_until_ns; /* writers don't wait for others' memory before */
+    bool has_shared; /* a file was found again that is not in exclusive mode */
 };
 
 struct spill {

@@ -56,7 +56,7 @@ static errint_t init(struct store *store, struct staged *staged, const struct gr
     if (!growing)
         return -ENOMEM;
     errint_t error =
-        growing_init(growing, staged->data.fd, &disk, !store->passthrough, state, note, staged);
+        growing_init(growing, staged->data.fd, &disk, staged->grown_alone, state, note, staged);
     if (error)
         free(growing);
     else
@@ -95,6 +95,7 @@ static errint_t start(struct store *store, struct staged *staged)
         staged->grown.fd = fd < 0 ? -1 : fd;
         staged->grown.dir = (uint8_t)dir;
         staged->grown.encrypted = store->key != NULL;
+        staged->grown_alone = !store->passthrough;
     }
     if (!error)
         error = init(store, staged, NULL);
@@ -292,6 +293,8 @@ errint_t grow_adopt(struct store *store, struct staged *staged, const struct sta
     staged->split = true;
     staged->write_only = true;
     staged->grown_state = state;
+    staged->grown_alone = record->grown_alone;
+    store->grow.has_shared |= !staged->grown_alone;
     errint_t error = init(store, staged, &state);
     if (error)
         return error == -EINVAL ? 1 : error; /* it says what can't be */
@@ -455,16 +458,19 @@ errint_t grow_open(struct store *store, struct mob_error *err)
     struct mob_error why = {0};
     pthread_cond_init(&grow->wake, NULL);
     pthread_mutex_init(&grow->mover_lock, NULL);
-    bool can_move = store->passthrough && open_pipes(grow, &why) == 0;
-    if (store->passthrough && !can_move)
+    /* A file that began to grow with passthrough goes on that way. */
+    bool wanted = store->passthrough || grow->has_shared;
+    bool can_move = wanted && open_pipes(grow, &why) == 0;
+    if (wanted && !can_move)
         mob_log_warning("store: a file that outgrows memory gets ENOSPC: %s", why.message);
-    if (can_move && hold_open(&grow->hold, HELD_FILES + 1, &why))
+    if (can_move && store->passthrough && hold_open(&grow->hold, HELD_FILES + 1, &why))
         mob_log_warning("store: writers can't be stopped when memory is short: %s", why.message);
     errint_t error = growing_mover_open(&grow->mover, can_move ? grow->pipes : NULL);
     if (!error) {
         staged_each(store, resume_one, store);
-        error = can_move ? -pthread_create(&grow->thread, NULL, grow_main, store) : 0;
-        grow->runs = can_move && !error;
+        grow->runs = can_move && store->passthrough;
+        error = grow->runs ? -pthread_create(&grow->thread, NULL, grow_main, store) : 0;
+        grow->runs &= !error;
     }
     if (error)
         return mob_error_set(err, error, "files can't be moved to disk: %s", strerror(-error));

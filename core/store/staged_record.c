@@ -125,6 +125,7 @@ errint_t records_write(struct staged_records *records, struct staged *staged)
         .grown_head_moved = staged->grown_state.head_moved,
         .grown_torn = staged->grown_state.torn,
         .grown_encrypted = staged->split && staged->grown.encrypted,
+        .grown_alone = staged->split && staged->grown_alone,
         .grown_filled = staged->grown_state.filled,
         .grown_redo = staged->grown_state.redo,
     };

@@ -199,6 +199,7 @@ struct staged {
     bool grows;      /* counted in memory_files */
     bool split;      /* a part of it is on disk, though it began in memory: see staged_grow.c */
     struct growing_state grown_state; /* as its record has it */
+    bool grown_alone; /* in exclusive mode: its store had no passthrough when it began to grow */
     mode_t mode;
     uid_t uid;
     gid_t gid;
@@ -307,8 +308,8 @@ struct staged_record {
     uint8_t zero2[4];
     char name[256];
     uint64_t grown_file, grown_moved, grown_intent; /* staged_grow.c */
-    uint8_t grown_head_moved, grown_torn, grown_encrypted;
-    uint8_t zero3[5];
+    uint8_t grown_head_moved, grown_torn, grown_encrypted, grown_alone;
+    uint8_t zero3[4];
     uint64_t grown_filled, grown_redo;
     uint8_t rest[96];
 };
