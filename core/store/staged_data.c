@@ -85,17 +85,20 @@ static bool is_moved(struct staged *staged, uint64_t end)
     return staged->growing && end <= growing_moved(staged->growing);
 }
 
-/* The file has nothing to give, but others may: the evictor is at it. False: they have nothing, or
- * were waited for in vain a moment ago. Who waits keeps a thread of the server: not again for each
- * piece of a file. */
-static bool wait_for_others(struct store *store, unsigned *waits)
+/* What nobody uses goes first: the evictor is at it, and sooner done with it than this file would
+ * be with a part of itself. False: there is nothing, or it was waited for in vain a moment ago. Who
+ * waits keeps a thread of the server: not again for each piece of a file. */
+static bool wait_for_others(struct store *store, int64_t *least, unsigned *waits)
 {
-    enum { WAITS = 20 };
+    enum { WAITS = 4 };
     const uint64_t pause_ns = UINT64_C(10000000000);
     uint64_t now_ns = mob_monotonic_ns();
+    int64_t used = atomic_load(&store->memory_used);
     if (atomic_load(&store->ready_memory) <= 0 || now_ns < atomic_load(&store->grow.vain_until_ns))
         return false;
-    if ((*waits)++ == WAITS) {
+    *waits = used < *least ? 0 : *waits + 1;
+    *least = used;
+    if (*waits > WAITS) {
         atomic_store(&store->grow.vain_until_ns, now_ns + pause_ns);
         return false;
     }
@@ -104,25 +107,26 @@ static bool wait_for_others(struct store *store, unsigned *waits)
     return true;
 }
 
-/* The same; where that can be done, the file itself gives memory back first: what it wrote first
- * goes to disk. If that is nothing, others may, for a moment; then this goes to disk at once, which
- * makes the file as long: not if it `keeps_size`. */
+/* The same; where that can be done, room is made: others' memory is waited for; else what the file
+ * wrote first goes to disk; else what is to be written goes there at once, which makes the file as
+ * long: not if it `keeps_size`. */
 static errint_t make_budget(struct store *store, struct staged *staged, uint64_t offset,
                             uint64_t bytes, bool keeps_size)
 {
     errint_t error;
+    int64_t least = INT64_MAX;
     unsigned waits = 0;
     while (!is_moved(staged, offset + bytes) &&
            (error = check_budget(store, staged, offset, bytes)) != 0) {
-        uint64_t charged = staged->charged_bytes;
-        if (error != -ENOSPC || grow_make_room(store, staged))
+        if (error != -ENOSPC || !grow_is_possible(store, staged))
             return error;
-        if (staged->charged_bytes < charged || wait_for_others(store, &waits))
+        if (wait_for_others(store, &least, &waits))
             continue;
-        if (keeps_size)
-            return -ENOSPC;
-        if ((error = grow_claim(store, staged, offset + bytes)))
-            return error;
+        error = grow_make_room(store, staged);
+        if (error == -EAGAIN && !keeps_size)
+            error = grow_claim(store, staged, offset + bytes);
+        if (error)
+            return error == -EAGAIN ? -ENOSPC : error;
     }
     return 0;
 }

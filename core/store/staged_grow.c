@@ -175,14 +175,11 @@ static errint_t assemble(struct store *store, struct staged *staged, struct mob_
 
 errint_t grow_make_room(struct store *store, struct staged *staged)
 {
-    struct mob_error err = {0};
     struct grow *grow = &store->grow;
-    if (!grow_is_possible(store, staged))
-        return -ENOSPC;
+    if (!staged->growing && staged->charged_bytes <= GROWING_UNIT_BYTES)
+        return -EAGAIN; /* what it is at */
     cleanup_lock pthread_mutex_t *lock = mob_lock(&grow->mover_lock);
-    errint_t error = move(store, staged, &grow->mover, SLICE_UNITS);
-    /* Nothing to move but what it is at: then that, too. */
-    return error == -EAGAIN ? assemble(store, staged, &err) : error;
+    return move(store, staged, &grow->mover, SLICE_UNITS);
 }
 
 /* The size is set first: what is a hole takes no memory, and goes to disk as one. */

@@ -270,8 +270,8 @@ MOB_MUST_CHECK errint_t grow_open(struct store *store, struct mob_error *err);
 void grow_close(struct store *store);
 /* Whether the file can be moved to disk by whoever writes it: without passthrough only. */
 bool grow_is_possible(const struct store *store, const struct staged *staged);
-/* Lock held: moves what it can of the file to disk to make room, in the calling thread. 0: there is
- * more room than before. */
+/* Lock held, if it is possible: moves what it can of the file to disk, in the calling thread; not
+ * the unit that is being written. -EAGAIN: that is nothing. -ENOSPC, -EIO and others. */
 MOB_MUST_CHECK errint_t grow_make_room(struct store *store, struct staged *staged);
 /* Lock held: all that it has, and what will be written up to `end`, is on disk. As the former. */
 MOB_MUST_CHECK errint_t grow_claim(struct store *store, struct staged *staged, uint64_t end);
