@@ -157,6 +157,7 @@ static inline int set_up(void **state)
     if (file.shared == MAP_FAILED)
         return -1;
     memset(bytes, 'k', sizeof bytes);
+    bytes[0] = 1; /* no text */
     cleanup_fd int fd = open_in(place, "key", O_WRONLY | O_CREAT);
     snprintf(path, sizeof path, "%s/key", place);
     died_in_write = &file.shared->in_write;
