@@ -47,6 +47,9 @@ plaintext_lines() {
 
 no_plaintext() { equals "$(plaintext_lines "${1:-PLAINTEXT}" "${2:-$STATE}")" 0; }
 
+# sealed NAME: the checksums of its file have been made, by reading it, and the file says so.
+sealed() { mobula doctor --spill "$STATE/spill" | grep -q "^intact .*$(basename "$(place "$1")"), encrypted"; }
+
 again() {
     within 30 mobula down "$MNT"
     no_plaintext
@@ -128,7 +131,7 @@ again() {
     local file
     cp "$ROOM/large" "$MNT/staging/flipped"
     file=$(place flipped)
-    wait_until '[[ $(node memory spilling_bytes) -eq 0 ]]'
+    wait_until sealed flipped # else that notices it first
     printf 'X%.0s' {1..64} | dd of="$file" bs=1 seek=$((77 * (1048576 + 4096) + 5000)) conv=notrunc status=none
     same <(head -c 10000000 "$MNT/staging/flipped") <(head -c 10000000 "$ROOM/large")
     run cat "$MNT/staging/flipped"
@@ -142,7 +145,8 @@ again() {
 @test "blocks of another file, or of another place, are not taken" {
     cp "$ROOM/large" "$MNT/staging/one"
     cp "$ROOM/large" "$MNT/staging/two"
-    wait_until '[[ $(node memory spilling_bytes) -eq 0 ]]'
+    wait_until sealed one
+    wait_until sealed two
     dd if="$(place two)" of="$(place one)" bs=1052672 count=1 conv=notrunc status=none
     dd if="$(place two)" of="$(place two)" bs=1052672 count=1 skip=4 seek=6 conv=notrunc status=none
     run cat "$MNT/staging/one"
@@ -190,6 +194,7 @@ again() {
     marked 2000 >&7
     marked 3000000 >&8
     sync "$MNT/staging/open-small" "$MNT/staging/open-large"
+    sync "$MNT" # nothing changes its place while it is copied
     no_plaintext
     cp -ax --sparse=always "$STATE" "$AFTER_STATE" # a stopped server couldn't hear of cp's end
     rm "$AFTER_STATE/log"
