@@ -152,6 +152,8 @@ void reply_plain_open(fuse_req_t request, uint64_t node, struct fuse_file_info *
                       uint32_t open_flags);
 /* A thread's own buffer of at least `bytes` (at most 1 MiB is asked for); NULL = out of memory. */
 char *reply_buffer(size_t bytes);
+/* Answers a read: with `got` bytes of the buffer, NULL = out of memory, or with an error. */
+void reply_read(fuse_req_t request, const char *buffer, ssize_t got);
 /* Answers a read from a descriptor. */
 void reply_read_fd(fuse_req_t request, int fd, size_t bytes, uint64_t offset);
 void stat_fill(struct stat *st, uint64_t node, mode_t mode, uid_t uid, gid_t gid, uint64_t size,

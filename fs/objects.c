@@ -197,13 +197,10 @@ static void read_encrypted(fuse_req_t request, uint64_t number, int fd, size_t b
                            uint64_t offset)
 {
     char *buffer = reply_buffer(bytes);
-    ssize_t got =
-        buffer ? store_read_encrypted(fs_of(request)->store, number, fd, buffer, bytes, offset)
-               : -ENOMEM;
-    if (got < 0)
-        fuse_reply_err(request, (int)-got);
-    else
-        fuse_reply_buf(request, buffer, (size_t)got);
+    reply_read(request, buffer,
+               buffer
+                   ? store_read_encrypted(fs_of(request)->store, number, fd, buffer, bytes, offset)
+                   : 0);
 }
 
 void object_read(fuse_req_t request, uint64_t number, size_t bytes, uint64_t offset, uint64_t fh)
@@ -228,18 +225,15 @@ void object_read(fuse_req_t request, uint64_t number, size_t bytes, uint64_t off
         int fd = handles_fd(fs->handles, fh, open_data_file, &object, &encrypted);
         if (fd < 0)
             fuse_reply_err(request, -fd);
-        else if (encrypted)
-            read_encrypted(request, number, fd, bytes, offset);
-        else
+        else if (!encrypted)
             reply_read_fd(request, fd, bytes, offset);
+        else
+            read_encrypted(request, number, fd, bytes, offset);
         return;
     }
     char *buffer = reply_buffer(bytes);
-    ssize_t got = buffer ? store_read_inline(fs->store, number, buffer, bytes, offset) : -ENOMEM;
-    if (got < 0)
-        fuse_reply_err(request, (int)-got);
-    else
-        fuse_reply_buf(request, buffer, (size_t)got);
+    reply_read(request, buffer,
+               buffer ? store_read_inline(fs->store, number, buffer, bytes, offset) : 0);
 }
 
 static void object_read_op(fuse_req_t request, uint64_t node, size_t bytes, uint64_t offset,

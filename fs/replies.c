@@ -128,18 +128,20 @@ char *reply_buffer(size_t bytes)
     return larger;
 }
 
-void reply_read_fd(fuse_req_t request, int fd, size_t bytes, uint64_t offset)
+void reply_read(fuse_req_t request, const char *buffer, ssize_t got)
 {
-    char *buffer = reply_buffer(bytes);
-    if (!buffer) {
+    if (!buffer)
         fuse_reply_err(request, ENOMEM);
-        return;
-    }
-    ssize_t got = mob_pread_full(fd, buffer, bytes, (off_t)offset);
-    if (got < 0)
+    else if (got < 0)
         fuse_reply_err(request, (int)-got);
     else
         fuse_reply_buf(request, buffer, (size_t)got);
+}
+
+void reply_read_fd(fuse_req_t request, int fd, size_t bytes, uint64_t offset)
+{
+    char *buffer = reply_buffer(bytes);
+    reply_read(request, buffer, buffer ? mob_pread_full(fd, buffer, bytes, (off_t)offset) : 0);
 }
 
 errint_t link_text(unsigned depth, const char *directory, const struct mob_id *id, char **target)

@@ -212,13 +212,9 @@ static void staged_read_op(fuse_req_t request, uint64_t node, size_t bytes, uint
 {
     (void)fh;
     char *buffer = reply_buffer(bytes);
-    ssize_t got = buffer
-                      ? staged_read(fs_of(request)->store, node_number(node), buffer, bytes, offset)
-                      : -ENOMEM;
-    if (got < 0)
-        fuse_reply_err(request, (int)-got);
-    else
-        fuse_reply_buf(request, buffer, (size_t)got);
+    reply_read(request, buffer,
+               buffer ? staged_read(fs_of(request)->store, node_number(node), buffer, bytes, offset)
+                      : 0);
 }
 
 static void mark_flushed(struct fs *fs, struct handle *handle, bool flushed)

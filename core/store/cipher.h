@@ -102,6 +102,12 @@ MOB_MUST_CHECK errint_t cipher_read_block(const struct cipher_key *key, int fd,
 ssize_t cipher_pread(const struct cipher_key *key, int fd, uint64_t file, uint64_t size,
                      void *buffer, size_t bytes, uint64_t offset, uint64_t *bad_block);
 
+/* What a value of `bytes` takes in the database, encrypted or not. */
+static inline uint64_t cipher_value_bytes(uint64_t bytes, bool encrypted)
+{
+    return bytes + (encrypted ? CIPHER_VALUE_BYTES : 0);
+}
+
 /* A value in a database, with what tells it from others (`kind`, `number`): writes
  * bytes + CIPHER_VALUE_BYTES to `out`, which doesn't overlap `value`. -ENOMEM, -EIO. */
 MOB_MUST_CHECK errint_t cipher_encrypt_value(const struct cipher_key *key, uint32_t kind,

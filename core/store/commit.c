@@ -26,7 +26,7 @@ static errint_t fill_plain(const struct object_write *write, void *place)
 
 static size_t stored_bytes(const struct object *object)
 {
-    return object->size + (object->flags & OBJECT_ENCRYPTED ? CIPHER_VALUE_BYTES : 0);
+    return cipher_value_bytes(object->size, object->flags & OBJECT_ENCRYPTED);
 }
 
 static errint_t fill(struct store *store, const struct object_write *write, void *place)
@@ -161,8 +161,7 @@ static errint_t check_is_there(const struct store *store, const struct staged *s
     struct stat info;
     if (data->dir == DISK_NO_DIR || fstat(data->fd, &info) < 0 || info.st_nlink)
         return 0;
-    uint64_t bytes = (uint64_t)info.st_size;
-    if ((data->encrypted ? cipher_content_bytes(bytes) : bytes) <= store->inline_bytes)
+    if (data_bytes(data, &info) <= store->inline_bytes)
         return 0;
     return mob_error_set(err, -EIO, "its file was removed from the spill directory");
 }
@@ -192,7 +191,7 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     if (error)
         return error;
     const struct data_file *data = staged_whole(staged);
-    uint64_t size = staged_bytes(staged, &info);
+    uint64_t size = data_bytes(&staged->data, &info);
     bool in_line = size <= store->inline_bytes;
     if (in_line && data->encrypted) {
         size_t got;

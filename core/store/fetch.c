@@ -19,8 +19,6 @@ struct target {
     bool encrypted;
 };
 
-static errint_t take_target(struct store *store, uint64_t number, bool busy, struct target *out);
-
 /* --- damage --- */
 
 static struct damage **damage_place(struct spill *spill, uint64_t number)
@@ -99,16 +97,6 @@ static void note_damage(struct store *store, const struct target *target, errint
         return;
     damage_note(store, target->number, &target->id, sentence);
     free(sentence);
-}
-
-void fetch_note_damage(struct store *store, uint64_t number, errint_t error, uint64_t block)
-{
-    struct target target;
-    if (take_target(store, number, false, &target))
-        return;
-    note_damage(store, &target, error, block);
-    if (take_target(store, number, false, &target))
-        fetch_forget(store, number); /* freed meanwhile */
 }
 
 /* --- asking --- */
@@ -360,6 +348,16 @@ static errint_t take_target(struct store *store, uint64_t number, bool busy, str
         object->flags |= OBJECT_BUSY;
     table_unlock(shard);
     return error;
+}
+
+void fetch_note_damage(struct store *store, uint64_t number, errint_t error, uint64_t block)
+{
+    struct target target;
+    if (take_target(store, number, false, &target))
+        return;
+    note_damage(store, &target, error, block);
+    if (take_target(store, number, false, &target))
+        fetch_forget(store, number); /* freed meanwhile */
 }
 
 /* A copy of the checksums in LMDB; *found is false if there are none yet: then it is room for them.

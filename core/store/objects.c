@@ -134,7 +134,7 @@ static errint_t inline_content(struct store *store, MDB_txn *txn, uint64_t numbe
             return -EIO;
     }
     *out = value;
-    return bytes == content->size + (content->encrypted ? CIPHER_VALUE_BYTES : 0) ? 0 : -EIO;
+    return bytes == cipher_value_bytes(content->size, content->encrypted) ? 0 : -EIO;
 }
 
 static errint_t copy_part(struct store *store, uint64_t number, const struct content *content,

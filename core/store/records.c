@@ -47,11 +47,12 @@ bool object_record_decode(const MDB_val *key, const MDB_val *value, uint64_t *nu
     memcpy(record, value->mv_data, sizeof *record);
     size_t content_bytes = value->mv_size - sizeof *record;
     bool embedded = record->flags & RECORD_EMBEDDED;
-    size_t sealed = record->flags & RECORD_ENCRYPTED ? CIPHER_VALUE_BYTES : 0;
-    bool ok = record->version == OBJECT_RECORD_VERSION && *number >= NAMES_FIRST_FREE_NUMBER &&
-              *number < STORE_NUMBER_LIMIT && !(record->mode & ~(uint32_t)0555) &&
-              record->size <= INT64_MAX && record->file < STORE_NUMBER_LIMIT &&
-              content_bytes == (embedded ? record->size + sealed : 0);
+    bool ok =
+        record->version == OBJECT_RECORD_VERSION && *number >= NAMES_FIRST_FREE_NUMBER &&
+        *number < STORE_NUMBER_LIMIT && !(record->mode & ~(uint32_t)0555) &&
+        record->size <= INT64_MAX && record->file < STORE_NUMBER_LIMIT &&
+        content_bytes ==
+            (embedded ? cipher_value_bytes(record->size, record->flags & RECORD_ENCRYPTED) : 0);
     if (record->tier == TIER_MEMORY)
         ok = ok && record->file && !embedded;
     else

@@ -88,9 +88,9 @@ static void give_to_staged(struct recovery *it, struct staged *staged,
         .dir = (uint8_t)dir,
         .file = file,
         .counted = disk_bytes(view),
-        .note_bytes = file ? spill_block_count(view->record.size) * sizeof *view->sums
-                           : view->record.size +
-                                 (view->record.flags & SYNCED_ENCRYPTED ? CIPHER_VALUE_BYTES : 0),
+        .note_bytes =
+            file ? spill_block_count(view->record.size) * sizeof *view->sums
+                 : cipher_value_bytes(view->record.size, view->record.flags & SYNCED_ENCRYPTED),
     };
     if (own)
         count_copy(it->store, view);

@@ -322,7 +322,7 @@ static void fill(struct staged *staged, const struct stat *known, struct staged_
         .split = staged->split,
         .moves = staged->write_only || !staged->store->passthrough,
         .on_disk = staged->data.dir != DISK_NO_DIR,
-        .size = staged_bytes(staged, known),
+        .size = data_bytes(&staged->data, known),
         .blocks = (uint64_t)known->st_blocks,
         .mtime_ns = mtime_ns > made_ns ? mtime_ns : made_ns,
         .mode = S_IFREG | staged->mode,

@@ -11,10 +11,10 @@
 
 enum { PAGE_BYTES = 4096 };
 
-uint64_t staged_bytes(const struct staged *staged, const struct stat *info)
+uint64_t data_bytes(const struct data_file *data, const struct stat *info)
 {
     uint64_t bytes = (uint64_t)info->st_size;
-    return staged->data.encrypted ? cipher_content_bytes(bytes) : bytes;
+    return data->encrypted ? cipher_content_bytes(bytes) : bytes;
 }
 
 void staged_settle(struct store *store, struct staged *staged)
@@ -312,7 +312,7 @@ errint_t staged_content_of(struct staged *staged, size_t limit, char **content, 
     struct stat info;
     if (fstat(staged->data.fd, &info) < 0)
         return -errno;
-    uint64_t size = staged_bytes(staged, &info);
+    uint64_t size = data_bytes(&staged->data, &info);
     if (size > limit)
         return -EFBIG;
     cleanup_free char *buffer = malloc((size_t)size + 1);

@@ -288,8 +288,8 @@ static inline const struct data_file *staged_whole(const struct staged *staged)
 {
     return staged->growing ? &staged->grown : &staged->data;
 }
-/* How long the content is that its data file has, of which `info` tells. */
-uint64_t staged_bytes(const struct staged *staged, const struct stat *info);
+/* How long the content is that a data file has, of which `info` tells. */
+uint64_t data_bytes(const struct data_file *data, const struct stat *info);
 /* Reads its bytes, wherever they are. */
 ssize_t staged_pread(struct staged *staged, void *buffer, size_t bytes, uint64_t offset);
 

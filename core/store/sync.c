@@ -14,7 +14,7 @@ struct place {
     uint64_t file, size;
     unsigned dir;
     uint8_t tier;
-    bool on_disk, encrypted; /* what is on disk */
+    bool on_disk;
 };
 
 static errint_t find_place(struct store *store, uint64_t number, struct place *out)
@@ -30,8 +30,7 @@ static errint_t find_place(struct store *store, uint64_t number, struct place *o
                           .size = object->size,
                           .dir = object->disk,
                           .tier = object->tier,
-                          .on_disk = object->flags & OBJECT_ON_DISK,
-                          .encrypted = object->flags & OBJECT_ENCRYPTED};
+                          .on_disk = object->flags & OBJECT_ON_DISK};
     table_unlock(shard);
     return error;
 }

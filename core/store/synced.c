@@ -28,8 +28,7 @@ bool synced_decode(uint64_t number, const void *value, size_t value_bytes, struc
         out->xattrs = at + record->name_bytes;
         at += record->name_bytes + (size_t)record->xattrs_bytes;
         left -= record->name_bytes + (size_t)record->xattrs_bytes;
-        size_t content_bytes =
-            record->size + (record->flags & SYNCED_ENCRYPTED ? CIPHER_VALUE_BYTES : 0);
+        size_t content_bytes = cipher_value_bytes(record->size, record->flags & SYNCED_ENCRYPTED);
         out->content = record->file ? NULL : at;
         out->sums = record->file ? (const void *)at : NULL;
         ok = record->file ? left / sizeof *out->sums == spill_block_count(record->size) &&
@@ -160,7 +159,7 @@ static errint_t copy_staged(struct store *store, struct staged *staged, struct c
 /* Of the note: what follows its header, name, and attributes. */
 static size_t note_bytes(const struct copy *copy)
 {
-    return copy->content ? copy->size + (copy->file.encrypted ? CIPHER_VALUE_BYTES : 0)
+    return copy->content ? cipher_value_bytes(copy->size, copy->file.encrypted)
                          : spill_block_count(copy->size) * sizeof *copy->sums;
 }
 
