@@ -44,6 +44,7 @@ errint_t fs_create(const struct fs_options *options, struct fs **out, struct mob
         fs_destroy(fs);
         return error;
     }
+    park_in(fs);
     *out = fs;
     return 0;
 }

@@ -219,6 +219,8 @@ bool slow_run(struct slow *slow, void (*function)(void *argument), void *argumen
 void sync_node(fuse_req_t request, uint64_t node);
 
 /* --- parking, ops.c --- */
+/* Says where requests will be parked, before there is any other thread. */
+void park_in(struct fs *fs);
 /* Parks the request that is being handled (an open of an object has been counted, and stays so)
  * until the object or job ends, a signal comes, or it goes. */
 void park(fuse_req_t request, enum waiting_kind kind, uint64_t node, uint64_t number,

@@ -465,8 +465,13 @@ static void interrupted(fuse_req_t request, void *argument)
     give_up(fs, &parked, EINTR);
 }
 
-/* The callbacks carry the parked request's ID and their fs: a server has one. */
+/* The callbacks carry the parked request's ID only: a server has one fs. */
 static struct fs *the_fs;
+
+void park_in(struct fs *fs)
+{
+    the_fs = fs;
+}
 
 static void object_ended(void *argument, uint64_t number, enum object_state state)
 {
@@ -506,7 +511,6 @@ void park_again(struct fs *fs, const struct parked *again)
     uint64_t id, token = 0;
     parked.token = 0;
     parked.tries++;
-    __atomic_store_n(&the_fs, fs, __ATOMIC_RELEASE);
     if (waiting_add(fs->waiting, &parked, &id)) {
         give_up(fs, &parked, ENOMEM);
         return;
