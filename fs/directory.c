@@ -6,8 +6,6 @@
 
 #include "fs/internal.h"
 
-#define RELEASE_WAIT_NS 50000000 /* how long a look-up waits for a release, without passthrough */
-
 static uint64_t entry_node(struct fs *fs, const struct name_info *info)
 {
     struct job_info job;
@@ -40,15 +38,16 @@ static void reply_name(fuse_req_t request, const struct name_info *info)
         reply_node(request, node, info->type == NAME_DIRECTORY ? TIMEOUT_FOREVER : 0);
 }
 
-/* Finds a name; a staged file that is closed already is finished first. With `wait`, the caller may
- * have to wait for a release: *wait says so. */
+/* Finds a name; a staged file that is closed already is finished first. The caller may have to wait
+ * for that: *wait_ns says how long. */
 static errint_t find(struct fs *fs, uint64_t directory, const char *name, struct name_info *info,
-                     bool *wait)
+                     uint64_t *wait_ns)
 {
     for (int tries = 0; tries < 3; tries++) {
         errint_t error = names_find(fs->store, directory, name, info);
-        *wait = false;
-        if (error || info->type != NAME_STAGED || !staging_finish_if_closed(fs, info->number, wait))
+        *wait_ns = 0;
+        if (error || info->type != NAME_STAGED ||
+            !staging_finish_if_closed(fs, info->number, wait_ns))
             return error;
     }
     return 0;
@@ -58,8 +57,8 @@ static void directory_lookup(fuse_req_t request, uint64_t parent, const char *na
 {
     struct fs *fs = fs_of(request);
     struct name_info info;
-    bool wait;
-    errint_t error = find(fs, node_number(parent), name, &info, &wait);
+    uint64_t wait_ns;
+    errint_t error = find(fs, node_number(parent), name, &info, &wait_ns);
     if (error) {
         fuse_reply_err(request, -error);
         return;
@@ -69,8 +68,8 @@ static void directory_lookup(fuse_req_t request, uint64_t parent, const char *na
         .kind = WAITING_RELEASE,
         .node = parent,
         .number = info.number,
-        .deadline_ns = mob_monotonic_ns() + RELEASE_WAIT_NS,
-        .name = wait ? strdup(name) : NULL,
+        .deadline_ns = mob_monotonic_ns() + wait_ns,
+        .name = wait_ns ? strdup(name) : NULL,
     };
     uint64_t id;
     if (!parked.name || waiting_add(fs->waiting, &parked, &id)) {
@@ -80,7 +79,7 @@ static void directory_lookup(fuse_req_t request, uint64_t parent, const char *na
     }
     staging_start_timer(fs);
     /* The release may have come in between; whoever takes the look-up out answers it. */
-    if (!find(fs, node_number(parent), name, &info, &wait) && !wait &&
+    if (!find(fs, node_number(parent), name, &info, &wait_ns) && !wait_ns &&
         waiting_take(fs->waiting, id, &parked))
         directory_lookup_continue(&parked);
 }
@@ -232,9 +231,10 @@ void directory_unlink(fuse_req_t request, uint64_t parent, const char *name)
     struct fs *fs = fs_of(request);
     struct name_info info;
     struct mob_id job;
-    bool was_job = false, wait;
+    bool was_job = false;
+    uint64_t wait_ns;
     /* rm of what has just been closed removes the object, not the staged file under it. */
-    errint_t error = find(fs, node_number(parent), name, &info, &wait);
+    errint_t error = find(fs, node_number(parent), name, &info, &wait_ns);
     if (!error)
         error = names_unlink(fs->store, node_number(parent), name, &was_job, &job);
     if (!error)
@@ -321,11 +321,12 @@ void directory_rename(fuse_req_t request, uint64_t parent, const char *name, uin
     struct fs *fs = fs_of(request);
     struct name_info info;
     struct mob_id job;
-    bool replaced_job = false, wait;
+    bool replaced_job = false;
+    uint64_t wait_ns;
     /* What is closed becomes what it will be before it moves, or before it is replaced. */
-    errint_t error = find(fs, node_number(parent), name, &info, &wait);
+    errint_t error = find(fs, node_number(parent), name, &info, &wait_ns);
     if (!error) {
-        (void)find(fs, node_number(new_parent), new_name, &info, &wait);
+        (void)find(fs, node_number(new_parent), new_name, &info, &wait_ns);
         error = names_rename(fs->store, node_number(parent), name, node_number(new_parent),
                              new_name, flags, &replaced_job, &job);
     }

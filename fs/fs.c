@@ -38,6 +38,7 @@ errint_t fs_create(const struct fs_options *options, struct fs **out, struct mob
          (error = backing_open(handles_backing_slots(fs->handles), fs->transport, &fs->backing)) ||
          (error = waiting_open(&fs->waiting)) || (error = staging_open(&fs->staging)) ||
          (error = slow_open("slow", 1, &fs->slow)) || (error = slow_open("syncs", 8, &fs->syncs)) ||
+         (error = slow_open("writes", 8, &fs->writes)) ||
          (error = known_open(session_generation(fs->session) > 0, &fs->known))))
         mob_error_set(err, error, "the mount's tables can't be made: %s", strerror(-error));
     if (error) {
@@ -49,20 +50,25 @@ errint_t fs_create(const struct fs_options *options, struct fs **out, struct mob
     return 0;
 }
 
-void fs_detach(struct fs *fs)
+static void close_threads(struct fs *fs)
 {
     slow_close(fs->slow);
     slow_close(fs->syncs);
+    slow_close(fs->writes);
+    fs->slow = fs->syncs = fs->writes = NULL;
+}
+
+void fs_detach(struct fs *fs)
+{
     staging_stop(fs->staging);
-    fs->slow = fs->syncs = NULL;
+    close_threads(fs);
 }
 
 void fs_destroy(struct fs *fs)
 {
     if (!fs)
         return;
-    slow_close(fs->slow);
-    slow_close(fs->syncs);
+    close_threads(fs);
     staging_close(fs->staging);
     known_close(fs->known);
     if (fs->transport)

@@ -81,7 +81,7 @@ struct fs {
     struct known *known;
     struct staging *staging;
     struct slow *slow;  /* one thread */
-    struct slow *syncs; /* several: they wait for the disk together */
+    struct slow *syncs, *writes; /* several: they wait for the disk together */
     uint64_t started_ns;
     uint64_t started_wall_ns;
     uid_t uid;
@@ -180,14 +180,17 @@ void staging_close(struct staging *staging);
 /* The file system calls of directories that staged files take part in. */
 void staging_create(fuse_req_t request, uint64_t parent, const char *name, mode_t mode,
                     struct fuse_file_info *file);
+/* As staged_allocate(), and answers. */
+void staging_allocate(fuse_req_t request, uint64_t number, int mode, uint64_t offset,
+                      uint64_t bytes);
 /* A handle that lives on from an earlier server. */
 void staging_adopt(struct fs *fs, const struct handle *handle);
 /* After all were adopted: finishes what is closed already; discards it if `discard`. */
 void staging_settle(struct fs *fs, bool discard);
 /* Is the staged file closed by all its writers, its release on the way? Then commits it and returns
- * true; the name must be looked up again. With *wait set (without passthrough) the caller should
- * wait for the release. */
-bool staging_finish_if_closed(struct fs *fs, uint64_t number, bool *wait);
+ * true; the name must be looked up again. Else, if *wait_ns is not 0, the caller should wait so
+ * long for the release (without passthrough), or for the commit, which needs the disk. */
+bool staging_finish_if_closed(struct fs *fs, uint64_t number, uint64_t *wait_ns);
 /* Finishes what is closed and waits for its release, so that a listing shows it (256 files at
  * most). */
 void staging_finish_closed(struct fs *fs);

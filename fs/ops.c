@@ -409,11 +409,10 @@ static void op_fallocate(fuse_req_t request, fuse_ino_t node, int mode, off_t of
 {
     (void)file;
     begin(request, OP_FALLOCATE, node);
-    errint_t error = -EPERM;
     if (node_kind(node) == NODE_STAGED)
-        error = staged_allocate(fs_of(request)->store, node_number(node), mode, (uint64_t)offset,
-                                (uint64_t)bytes);
-    fuse_reply_err(request, -error);
+        staging_allocate(request, node_number(node), mode, (uint64_t)offset, (uint64_t)bytes);
+    else
+        fuse_reply_err(request, EPERM);
 }
 
 static void op_poll(fuse_req_t request, fuse_ino_t node, struct fuse_file_info *file,

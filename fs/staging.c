@@ -36,10 +36,10 @@ static int staged_backing(struct fs *fs, const struct staged_info *info)
 {
     if (!staged_passthrough(fs))
         return 0;
-    int id = backing_get(fs->backing, info->file, -1);
+    int id = info->mediated ? 0 : backing_get(fs->backing, info->file, -1);
     if (id == -EBADF)
         id = backing_get(fs->backing, info->file, staged_fd(fs->store, info->number));
-    if (id >= 0 || !info->on_disk)
+    if (!info->mediated && (id >= 0 || !info->on_disk))
         return id;
     cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);
     struct state *state = state_get(fs->staging, info->number, false);
@@ -243,11 +243,7 @@ static void staged_write_op(fuse_req_t request, uint64_t node, const char *data,
     struct handle *handle = handles_get(fs->handles, fh);
     if (handle && (handle->flags & HANDLE_FLUSHED))
         mark_flushed(fs, handle, false);
-    ssize_t put = staged_write(fs->store, node_number(node), data, bytes, offset);
-    if (put < 0)
-        fuse_reply_err(request, (int)-put);
-    else
-        fuse_reply_write(request, (size_t)put);
+    staging_write(request, node_number(node), data, bytes, offset);
 }
 
 static void keep_hold(struct fs *fs, uint64_t number, struct job_hold *hold)
@@ -264,8 +260,7 @@ static void keep_hold(struct fs *fs, uint64_t number, struct job_hold *hold)
     jobs_hold_drop(fs->jobs, old);
 }
 
-/* What a close can still report: a spec that will be rejected, an object that would not fit. */
-static errint_t check_close(struct fs *fs, uint64_t number)
+errint_t staging_check_close(struct fs *fs, uint64_t number)
 {
     struct staged_info info;
     struct mob_error err = {0};
@@ -286,45 +281,6 @@ static errint_t check_close(struct fs *fs, uint64_t number)
     return error;
 }
 
-/* --- a close of what has outgrown memory: it waits for the disk, on the slow thread --- */
-
-struct slow_close {
-    fuse_req_t request;
-    uint64_t number;
-};
-
-static void finish_slow_close(void *argument)
-{
-    struct slow_close *close = argument;
-    struct fs *fs = fs_of(close->request);
-    struct mob_error err = {0};
-    errint_t error = staged_settle_growth(fs->store, close->number, &err);
-    if (error && error != -EBUSY)
-        mob_log_warning("a file that is larger than memory: %s", err.message);
-    if (error == -EBUSY)
-        error = 0; /* the commit does it */
-    if (!error)
-        error = check_close(fs, close->number);
-    fuse_reply_err(close->request, -error);
-    free(close);
-}
-
-static bool close_slowly(fuse_req_t request, uint64_t number)
-{
-    struct fs *fs = fs_of(request);
-    struct staged_info info;
-    if (staged_peek(fs->store, number, &info) || !info.split || info.committed)
-        return false;
-    struct slow_close *close = malloc(sizeof *close);
-    if (!close)
-        return false;
-    *close = (struct slow_close){request, number};
-    if (slow_run(fs->slow, finish_slow_close, close))
-        return true;
-    free(close);
-    return false;
-}
-
 static void staged_flush(fuse_req_t request, uint64_t node, uint64_t fh)
 {
     struct fs *fs = fs_of(request);
@@ -332,9 +288,9 @@ static void staged_flush(fuse_req_t request, uint64_t node, uint64_t fh)
     errint_t error = 0;
     if (handle && (handle->flags & HANDLE_WRITE)) {
         mark_flushed(fs, handle, true);
-        if (close_slowly(request, node_number(node)))
+        if (staging_put_off_close(request, node_number(node)))
             return;
-        error = check_close(fs, node_number(node));
+        error = staging_check_close(fs, node_number(node));
     }
     fuse_reply_err(request, -error);
 }
@@ -366,11 +322,12 @@ static bool staged_release(struct fs *fs, uint64_t node, struct handle *handle, 
         return true;
     /* With passthrough the kernel tells us before it closes the data file, so that a try now would
      * mostly be too early; in a moment many are committed in one transaction. */
-    errint_t error = soon ? -EBUSY : finish(fs, number, true);
+    bool late = is_split(fs, number);
+    errint_t error = soon || late ? -EBUSY : finish(fs, number, true);
     if (error == -EBUSY) {
         handle->flags |= HANDLE_RELEASED;
         handle->backing_id = 0;
-        if (finish_soon(fs, number))
+        if ((late && staging_put_off_finish(fs, number)) || finish_soon(fs, number))
             return false; /* finish() frees the handle */
     }
     cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);
@@ -394,10 +351,8 @@ static errint_t staged_attributes(struct fs *fs, uint64_t node, struct stat *out
     return 0;
 }
 
-static void staged_set_attributes(fuse_req_t request, uint64_t node, struct stat *wanted, int valid,
-                                  struct fuse_file_info *file)
+void staging_set_attributes(fuse_req_t request, uint64_t node, const struct stat *wanted, int valid)
 {
-    (void)file;
     struct fs *fs = fs_of(request);
     uint64_t number = node_number(node), mtime_ns;
     unsigned set = wanted_fields(wanted, valid, &mtime_ns);
@@ -411,6 +366,14 @@ static void staged_set_attributes(fuse_req_t request, uint64_t node, struct stat
         fuse_reply_err(request, error == -ENOENT ? ESTALE : -error);
     else
         reply_attributes(request, node);
+}
+
+static void staged_set_attributes(fuse_req_t request, uint64_t node, struct stat *wanted, int valid,
+                                  struct fuse_file_info *file)
+{
+    (void)file;
+    if (!staging_put_off_attributes(request, node, wanted, valid))
+        staging_set_attributes(request, node, wanted, valid);
 }
 
 static ssize_t staged_xattr_get_op(struct fs *fs, uint64_t node, const char *name, void *value,

@@ -11,6 +11,11 @@
 #include "fs/staging_internal.h"
 
 #define RELEASE_TICK_NS 2000000
+#define RELEASE_WAIT_NS UINT64_C(50000000) /* without passthrough a release is waited for so long  \
+                                            */
+#define DISK_WAIT_NS                                                                               \
+    UINT64_C(10000000000) /* and a commit that waits for the disk: a disk may stall */
+#define LIST_WAIT_NS UINT64_C(100000000) /* a listing doesn't wait longer */
 
 static void *timer_main(void *argument);
 
@@ -209,7 +214,7 @@ static void conclude(struct fs *fs, struct state *state, uint64_t number, errint
     jobs_hold_drop(fs->jobs, hold);
     if (released)
         handles_free(fs->handles, released);
-    if (!error)
+    if (error != -EBUSY)
         wake_lookups(fs, number);
 }
 
@@ -224,7 +229,16 @@ errint_t finish(struct fs *fs, uint64_t number, bool only_if_unopened)
     return error;
 }
 
-bool staging_finish_if_closed(struct fs *fs, uint64_t number, bool *wait)
+/* It has outgrown memory, and all who wrote it have closed it. */
+static uint64_t wait_for_split(struct fs *fs, uint64_t number, bool open, bool passthrough)
+{
+    if (!open)
+        return staging_put_off_finish(fs, number) ? DISK_WAIT_NS : 0;
+    bool releases = passthrough && staged_has_writers(fs->store, number) == 0;
+    return releases ? DISK_WAIT_NS : RELEASE_WAIT_NS;
+}
+
+bool staging_finish_if_closed(struct fs *fs, uint64_t number, uint64_t *wait_ns)
 {
     bool passthrough = staged_passthrough(fs);
     bool open, closed;
@@ -235,10 +249,24 @@ bool staging_finish_if_closed(struct fs *fs, uint64_t number, bool *wait)
         open = state && state->opens;
         passthrough = passthrough && !(state && state->mediated);
     }
-    *wait = closed && open && !passthrough;
-    if (!closed || *wait || staged_has_writers(fs->store, number) > 0)
+    *wait_ns = closed && open && !passthrough ? RELEASE_WAIT_NS : 0;
+    if (closed && is_split(fs, number)) {
+        *wait_ns = wait_for_split(fs, number, open, passthrough);
+        return false;
+    }
+    if (!closed || *wait_ns || staged_has_writers(fs->store, number) > 0)
         return false;
     return finish(fs, number, false) == 0;
+}
+
+static struct timespec after_ns(long ns)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += ns;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    return until;
 }
 
 /* Those that are closed and whose release is on its way, as a new array. NULL: none, or no memory.
@@ -265,13 +293,30 @@ static uint64_t *list_closed(struct staging *staging, size_t *count)
     return numbers;
 }
 
+/* Waits until no thread is at it, or is to be; not past until_ns. */
+static void wait_for_late(struct fs *fs, uint64_t number, uint64_t until_ns)
+{
+    struct staging *staging = fs->staging;
+    cleanup_lock pthread_mutex_t *held = mob_lock(&staging->mutex);
+    const struct state *state;
+    while ((state = state_get(staging, number, false)) && (state->put_off || state->finishing) &&
+           mob_monotonic_ns() < until_ns) {
+        struct timespec until = after_ns(RELEASE_TICK_NS);
+        pthread_cond_timedwait(&staging->changed, &staging->mutex, &until);
+    }
+}
+
 void staging_finish_closed(struct fs *fs)
 {
     size_t count;
-    bool wait;
+    uint64_t wait_ns, until_ns = mob_monotonic_ns() + LIST_WAIT_NS;
     cleanup_free uint64_t *numbers = list_closed(fs->staging, &count);
-    while (count-- > 0)
-        (void)staging_finish_if_closed(fs, numbers[count], &wait);
+    for (size_t i = 0; i < count; i++)
+        if (staging_finish_if_closed(fs, numbers[i], &wait_ns) || wait_ns != DISK_WAIT_NS)
+            numbers[i] = 0;
+    for (size_t i = 0; i < count; i++)
+        if (numbers[i])
+            wait_for_late(fs, numbers[i], until_ns);
 }
 
 /* --- files that are closed but still seem to be written ---
@@ -369,11 +414,7 @@ static void *timer_main(void *argument)
             pthread_cond_wait(&staging->tick, &staging->mutex);
             continue;
         }
-        struct timespec until;
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_nsec += RELEASE_TICK_NS;
-        until.tv_sec += until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
+        struct timespec until = after_ns(RELEASE_TICK_NS);
         pthread_cond_timedwait(&staging->tick, &staging->mutex, &until);
         pthread_mutex_unlock(&staging->mutex);
         struct parked parked;

@@ -3,6 +3,8 @@
 #ifndef MOBULA_FS_STAGING_INTERNAL_H
 #define MOBULA_FS_STAGING_INTERNAL_H
 
+#include <stdatomic.h>
+
 #include "fs/internal.h"
 
 #define STAGING_BUCKETS 4096u
@@ -20,6 +22,7 @@ struct state {
     uint32_t opens;        /* handles */
     uint32_t unflushed;    /* handles for writing that were never closed */
     bool finishing;        /* some thread is at it */
+    bool put_off;          /* some thread will be: staging_put_off_finish() */
     bool finished;         /* an object or a job already */
     bool spec;             /* in run/: nobody wants to wait for a tick */
     bool mediated;         /* all writes come to us, though other files have passthrough */
@@ -38,6 +41,7 @@ struct staging {
     uint64_t *retries; /* closed files to be tried again at the next tick */
     size_t retry_count, retry_capacity;
     struct fs *timer_fs; /* set once somebody waits for a release */
+    atomic_uint_fast64_t late_bytes; /* of writes that wait in memory: staging_late.c */
 };
 
 /* --- call these with the mutex held --- */
@@ -59,5 +63,25 @@ bool finish_soon(struct fs *fs, uint64_t number);
 MOB_MUST_CHECK errint_t spec_text(struct fs *fs, uint64_t number, char **text, size_t *bytes);
 /* A job is its file's owner's; its outputs are as open to others as the file was made. */
 struct job_credentials credentials(const struct staged_info *info);
+
+/* What a close can still report: a spec that will be rejected, an object that would not fit. */
+MOB_MUST_CHECK errint_t staging_check_close(struct fs *fs, uint64_t number);
+/* Sets what FUSE_SETATTR asks for, and answers. Waits for the disk, if the file is there. */
+void staging_set_attributes(fuse_req_t request, uint64_t node, const struct stat *wanted,
+                            int valid);
+
+/* --- staging_late.c --- */
+
+/* Writes, and answers: now, or on a thread that may wait for the disk or for room in memory. */
+void staging_write(fuse_req_t request, uint64_t number, const char *data, size_t bytes,
+                   uint64_t offset);
+/* The same, for what such a thread is needed for; false: not for this file, or out of memory. */
+bool staging_put_off_attributes(fuse_req_t request, uint64_t node, const struct stat *wanted,
+                                int valid);
+/* Whether a part of it is on disk, and the rest in memory: it has outgrown that. */
+bool is_split(struct fs *fs, uint64_t number);
+bool staging_put_off_close(fuse_req_t request, uint64_t number);
+/* As finish(), when nobody has it open any more. */
+bool staging_put_off_finish(struct fs *fs, uint64_t number);
 
 #endif

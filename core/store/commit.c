@@ -172,7 +172,7 @@ static errint_t prepare(struct commit *commit, struct mob_error *err)
     struct staged *staged = commit->staged;
     struct object *object = &commit->object;
     struct stat info;
-    if (store->passthrough && data_has_writers(staged->data.fd))
+    if (staged_is_direct(staged) && data_has_writers(staged->data.fd))
         return -EBUSY;
     if (fstat(staged->data.fd, &info) < 0)
         return mob_error_set(err, -errno, "fstat: %s", strerror(errno));

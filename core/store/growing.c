@@ -401,11 +401,11 @@ static errint_t move_begin(struct growing_move *move, struct growing *growing,
                            struct growing_mover *mover)
 {
     *move = (struct growing_move){.growing = growing, .mover = mover, .memory = -1, .direct = -1};
-    if (growing->state.intent || growing->unnoted || mover->busy)
+    if (growing->state.intent || growing->unnoted || (mover->busy && !growing->exclusive))
         return -EBUSY;
     if (!growing->exclusive && !mover->pipes)
         return -EINVAL;
-    errint_t error = mover->pipes && !growing->exclusive ? growing_drain(mover) : 0;
+    errint_t error = growing->exclusive ? 0 : growing_drain(mover);
     if (!error)
         error = growing_disk_settle(growing);
     return error ? error : growing_move_open(move, growing, mover);

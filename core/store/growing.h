@@ -176,6 +176,9 @@ ssize_t growing_read(struct growing *growing, void *buffer, size_t bytes, uint64
  * of the moved part of which only a part is written is read first; -ENOMEM, -EBUSY. */
 MOB_MUST_CHECK errint_t growing_write(struct growing *growing, const void *buffer, size_t bytes,
                                       uint64_t offset);
+/* Whether growing_write() from `offset` on takes memory alone, and doesn't wait for the disk.
+ * Doesn't block. */
+bool growing_is_in_memory(const struct growing *growing, uint64_t offset);
 
 /* As ftruncate(2) and as fallocate(2) with FALLOC_FL_PUNCH_HOLE. The caller sees to it that no
  * write happens meanwhile, nor until growing_resume() and the same request again if the server dies

@@ -186,6 +186,12 @@ static errint_t write_disk(struct growing *growing, int memory, const void *buff
     return error;
 }
 
+bool growing_is_in_memory(const struct growing *growing, uint64_t offset)
+{
+    return growing->exclusive && !growing->unnoted && !growing->state.redo &&
+           offset >= growing->state.moved;
+}
+
 errint_t growing_write(struct growing *growing, const void *buffer, size_t bytes, uint64_t offset)
 {
     if (!growing->exclusive)

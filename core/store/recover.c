@@ -329,6 +329,7 @@ static struct staged *from_record(struct store *store, const struct staged_recor
     staged->unlinked = record->flags & RECORD_UNLINKED;
     staged->committed = record->flags & RECORD_COMMITTED;
     staged->closed = record->flags & RECORD_CLOSED;
+    staged->mediated = record->flags & RECORD_MEDIATED;
     staged->object_number = record->object_number;
     memcpy(staged->id.bytes, record->id, MOB_ID_BYTES);
     return staged;

@@ -47,6 +47,11 @@ struct staged *staged_get(struct store *store, uint64_t number)
     return staged;
 }
 
+bool staged_is_direct(const struct staged *staged)
+{
+    return staged->store->passthrough && !staged->mediated;
+}
+
 struct staged *staged_new(const char *name, size_t name_bytes)
 {
     struct staged *staged = calloc(1, sizeof *staged);
@@ -320,7 +325,8 @@ static void fill(struct staged *staged, const struct stat *known, struct staged_
         .closed = staged->closed,
         .file = staged->data.file,
         .split = staged->split,
-        .moves = staged->write_only || !staged->store->passthrough,
+        .moves = staged->write_only || !staged_is_direct(staged),
+        .mediated = !staged_is_direct(staged),
         .on_disk = staged->data.dir != DISK_NO_DIR,
         .size = data_bytes(&staged->data, known),
         .blocks = (uint64_t)known->st_blocks,
@@ -382,14 +388,21 @@ static errint_t create_locked(struct store *store, struct staged *staged, struct
 
 /* The kernel writes by itself to the file that it is given at the beginning (passthrough), so where
  * the bytes go is settled now: to disk, through the page cache, when memory is short; and when what
- * is written is also read or mapped, since such a file can't be moved while it grows. */
-static bool begins_on_disk(struct store *store, int access)
+ * is written is also read or mapped, since such a file can't be moved while it grows. On a disk
+ * that is gone, stalls or has no room it can't begin: then it does so in memory, but the kernel,
+ * which would fill that before it could be stopped, is not given it.
+ *
+ * With a key neither: what is on disk is encrypted, staged_grow.c. */
+static errint_t take_data(struct store *store, int access, struct staged *staged)
 {
     const uint64_t least_room = UINT64_C(64) << 20;
-    if (!store->disk.count || store->key) /* what is on disk is encrypted: staged_grow.c */
-        return false;
     bool moves = !store->passthrough || access == O_WRONLY;
-    return (!moves || !spill_memory_is_plenty(store)) && disk_room(&store->disk) >= least_room;
+    if (!store->disk.count || store->key || (moves && spill_memory_is_plenty(store)))
+        return data_take(store, false, &staged->data);
+    if (disk_room(&store->disk) >= least_room && !data_take(store, true, &staged->data))
+        return 0;
+    staged->mediated = true;
+    return data_take(store, false, &staged->data);
 }
 
 errint_t staged_create_for(struct store *store, uint64_t parent, const char *name, mode_t mode,
@@ -411,11 +424,8 @@ errint_t staged_create_for(struct store *store, uint64_t parent, const char *nam
     staged->request = request;
     staged->made_ns = store_wall_ns(store);
     error = store_new_number(store, &staged->number);
-    bool on_disk = !error && begins_on_disk(store, access);
     if (!error)
-        error = data_take(store, on_disk, &staged->data);
-    if (error && on_disk) /* a disk that is gone or read-only is no reason not to write */
-        error = data_take(store, false, &staged->data);
+        error = take_data(store, access, staged);
     if (error) {
         staged_free(staged);
         return error;
@@ -464,7 +474,7 @@ bool staged_mark_write_only(struct store *store, uint64_t number, bool alone)
 {
     cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
     struct staged *staged = find(store, number);
-    if (staged && staged->split && store->passthrough)
+    if (staged && staged->split && staged_is_direct(staged))
         return false;
     if (staged)
         staged->write_only = alone;

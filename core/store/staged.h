@@ -36,6 +36,7 @@ struct staged_info {
     bool on_disk;   /* its data file is in a spill directory */
     bool split;     /* a part of it is */
     bool moves;     /* a part of it may come there */
+    bool mediated;  /* all writes must come through staged_write() */
     bool closed;    /* every writer has closed it: staged_mark_closed() */
     bool committed; /* already an object (or job): only its handles are left */
 };
@@ -89,6 +90,10 @@ int staged_fd(struct store *store, uint64_t number);
 /* -ENOSPC past the memory budget, -EFBIG. Returns bytes. */
 ssize_t staged_write(struct store *store, uint64_t number, const void *buffer, size_t bytes,
                      uint64_t offset);
+/* The same, unless it would have to wait for the disk, for memory, or for another thread that does:
+ * -EAGAIN then, and maybe a part of it is written. Doesn't block. */
+ssize_t staged_write_now(struct store *store, uint64_t number, const void *buffer, size_t bytes,
+                         uint64_t offset);
 ssize_t staged_read(struct store *store, uint64_t number, void *buffer, size_t bytes,
                     uint64_t offset);
 MOB_MUST_CHECK errint_t staged_truncate(struct store *store, uint64_t number, uint64_t size);

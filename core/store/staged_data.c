@@ -9,7 +9,11 @@
 
 #include "core/store/store_internal.h"
 
-enum { PAGE_BYTES = 4096 };
+enum {
+    PAGE_BYTES = 4096,
+    SMALL_BYTES = 128 << 10,
+    SMALL_SHARE = 16,
+};
 
 uint64_t data_bytes(const struct data_file *data, const struct stat *info)
 {
@@ -57,6 +61,23 @@ static int writable_fd(struct store *store, struct staged *staged, int *opened)
     return *opened;
 }
 
+/* Of the memory budget. What the kernel writes by itself, only the filesystem knows. */
+static uint64_t memory_used(struct store *store)
+{
+    int64_t used = atomic_load(&store->memory_used);
+    if (store->passthrough)
+        return spill_memory_used(store);
+    return used > 0 ? (uint64_t)used : 0;
+}
+
+/* Up to where a write to `end` may fill the memory. The last sixteenth is for small files: those
+ * that wait for the disk with large ones must not keep them from being put. */
+static uint64_t memory_limit(struct store *store, struct staged *staged, uint64_t end)
+{
+    bool waits = end > SMALL_BYTES && grow_is_possible(store, staged);
+    return store->memory_bytes - (waits ? store->memory_bytes / SMALL_SHARE : 0);
+}
+
 static bool is_allocated(int fd, uint64_t offset, uint64_t bytes)
 {
     off_t hole = lseek(fd, (off_t)offset, SEEK_HOLE);
@@ -67,15 +88,13 @@ static errint_t check_budget(struct store *store, struct staged *staged, uint64_
                              uint64_t bytes)
 {
     uint64_t first = offset / PAGE_BYTES, last = (offset + bytes + PAGE_BYTES - 1) / PAGE_BYTES;
-    int64_t used = atomic_load(&store->memory_used);
-    uint64_t limit = store->memory_bytes;
+    uint64_t limit = memory_limit(store, staged, offset + bytes);
     if (staged->data.dir != DISK_NO_DIR)
         return bytes <= disk_room(&store->disk) || is_allocated(staged->data.fd, offset, bytes)
                    ? 0
                    : -ENOSPC;
-    if (used < 0)
-        used = 0;
-    if ((uint64_t)used <= limit && (last - first) * PAGE_BYTES <= limit - (uint64_t)used)
+    uint64_t used = memory_used(store);
+    if (used <= limit && (last - first) * PAGE_BYTES <= limit - used)
         return 0;
     return is_allocated(staged->data.fd, offset, bytes) ? 0 : -ENOSPC;
 }
@@ -88,12 +107,12 @@ static bool is_moved(struct staged *staged, uint64_t end)
 /* What nobody uses goes first: the evictor is at it, and sooner done with it than this file would
  * be with a part of itself. False: there is nothing, or it was waited for in vain a moment ago. Who
  * waits keeps a thread of the server: not again for each piece of a file. */
-static bool wait_for_others(struct store *store, int64_t *least, unsigned *waits)
+static bool wait_for_others(struct store *store, uint64_t *least, unsigned *waits)
 {
     enum { WAITS = 4 };
     const uint64_t pause_ns = UINT64_C(10000000000);
     uint64_t now_ns = mob_monotonic_ns();
-    int64_t used = atomic_load(&store->memory_used);
+    uint64_t used = memory_used(store);
     if (atomic_load(&store->ready_memory) <= 0 || now_ns < atomic_load(&store->grow.vain_until_ns))
         return false;
     *waits = used < *least ? 0 : *waits + 1;
@@ -114,7 +133,7 @@ static errint_t make_budget(struct store *store, struct staged *staged, uint64_t
                             uint64_t bytes, bool keeps_size)
 {
     errint_t error;
-    int64_t least = INT64_MAX;
+    uint64_t least = UINT64_MAX;
     unsigned waits = 0;
     while (!is_moved(staged, offset + bytes) &&
            (error = check_budget(store, staged, offset, bytes)) != 0) {
@@ -164,6 +183,40 @@ static errint_t write_data(struct store *store, struct staged *staged, const voi
     errint_t error = fd < 0 ? fd : mob_pwrite_full(fd, buffer, bytes, (off_t)offset);
     mob_cleanup_fd(&opened);
     return error;
+}
+
+/* Its memory and a processor are all that a write takes. */
+static bool is_at_hand(struct store *store, struct staged *staged, uint64_t offset, size_t bytes)
+{
+    const struct growing *growing = staged->growing;
+    return staged->data.dir == DISK_NO_DIR && (!growing || growing_is_in_memory(growing, offset)) &&
+           check_budget(store, staged, offset, bytes) == 0;
+}
+
+ssize_t staged_write_now(struct store *store, uint64_t number, const void *buffer, size_t bytes,
+                         uint64_t offset)
+{
+    errint_t error = -EAGAIN;
+    if (offset > INT64_MAX || bytes > (uint64_t)INT64_MAX - offset)
+        return -EFBIG;
+    struct staged *staged = staged_get(store, number);
+    if (!staged)
+        return -ENOENT;
+    if (!pthread_mutex_trylock(&staged->lock)) {
+        if (staged->committed)
+            error = -EPERM;
+        else if (is_at_hand(store, staged, offset, bytes))
+            error = write_data(store, staged, buffer, bytes, offset);
+        if (error == -ENOSPC && grow_is_possible(store, staged))
+            error = -EAGAIN;
+        if (!error)
+            staged->made_ns = 0;
+        staged_settle(store, staged);
+        pthread_mutex_unlock(&staged->lock);
+    }
+    staged_put(store, staged);
+    objects_settle(store);
+    return error ? error : (ssize_t)bytes;
 }
 
 ssize_t staged_write(struct store *store, uint64_t number, const void *buffer, size_t bytes,

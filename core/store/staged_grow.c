@@ -68,7 +68,7 @@ static errint_t init(struct store *store, struct staged *staged, const struct gr
 static bool mark_split(struct store *store, struct staged *staged)
 {
     cleanup_lock pthread_mutex_t *lock = mob_lock(&store->tree_lock);
-    if (staged->committed || staged->gone || (store->passthrough && !staged->write_only))
+    if (staged->committed || staged->gone || (staged_is_direct(staged) && !staged->write_only))
         return false;
     staged->split = true;
     return true;
@@ -95,7 +95,7 @@ static errint_t start(struct store *store, struct staged *staged)
         staged->grown.fd = fd < 0 ? -1 : fd;
         staged->grown.dir = (uint8_t)dir;
         staged->grown.encrypted = store->key != NULL;
-        staged->grown_alone = !store->passthrough;
+        staged->grown_alone = !staged_is_direct(staged);
     }
     if (!error)
         error = init(store, staged, NULL);
@@ -133,7 +133,7 @@ static errint_t move(struct store *store, struct staged *staged, struct growing_
     if (error)
         return error;
     uint64_t before = growing_moved(staged->growing);
-    uint64_t begin = before ? before : store->passthrough ? GROWING_UNIT_BYTES : 0;
+    uint64_t begin = before ? before : staged->grown_alone ? 0 : GROWING_UNIT_BYTES;
     error = growing_move(staged->growing, mover, begin + units * GROWING_UNIT_BYTES, &err);
     count(store, staged);
     if (error && error != -ECANCELED)
@@ -143,7 +143,7 @@ static errint_t move(struct store *store, struct staged *staged, struct growing_
 
 bool grow_is_possible(const struct store *store, const struct staged *staged)
 {
-    return store->disk.count && !store->passthrough && staged->data.dir == DISK_NO_DIR;
+    return store->disk.count && !staged_is_direct(staged) && staged->data.dir == DISK_NO_DIR;
 }
 
 /* In an encrypted file holes take room as all else does. -ENOSPC: more than the disk's budget and
@@ -328,7 +328,8 @@ static void look_at(void *argument, const struct staged_info *info)
     found->blocks[at] = info->blocks;
 }
 
-/* The others' writers wait while the largest file moves: else they would take what it gives. */
+/* The others' writers wait while the largest file moves: else they would take what it gives. (Who
+ * writes through us waits for room by itself.) */
 struct stopped {
     struct staged *staged[HELD_FILES];
     struct hold_token *tokens[HELD_FILES];
@@ -342,7 +343,7 @@ static void stop_others(struct store *store, const struct candidates *found,
     for (size_t i = 1; i < found->count && store->grow.hold; i++) {
         struct staged *staged = staged_get(store, found->numbers[i]);
         struct hold_token *token;
-        if (staged &&
+        if (staged && staged_is_direct(staged) &&
             !hold_begin(store->grow.hold, staged->data.fd, HOLD_ANYWHERE, longest_ns, &token)) {
             stopped->staged[stopped->count] = staged;
             stopped->tokens[stopped->count++] = token;

@@ -117,7 +117,8 @@ errint_t records_write(struct staged_records *records, struct staged *staged)
         .gid = staged->gid,
         .flags = (uint8_t)((staged->unlinked ? RECORD_UNLINKED : 0) |
                            (staged->committed ? RECORD_COMMITTED : 0) |
-                           (staged->closed ? RECORD_CLOSED : 0)),
+                           (staged->closed ? RECORD_CLOSED : 0) |
+                           (staged->mediated ? RECORD_MEDIATED : 0)),
         .name_bytes = staged->name_bytes,
         .grown_file = staged->split ? staged->grown.file : 0,
         .grown_moved = staged->grown_state.moved,

@@ -20,7 +20,7 @@ static enum writers ask(struct store *store, uint64_t number)
     struct staged *staged = staged_get(store, number);
     if (!staged)
         return WRITERS_FILE_GONE;
-    bool writers = store->passthrough && data_has_writers(staged->data.fd);
+    bool writers = staged_is_direct(staged) && data_has_writers(staged->data.fd);
     staged_put(store, staged);
     return writers ? WRITERS_SOME : WRITERS_NONE;
 }

@@ -187,6 +187,7 @@ struct staged {
     /* Constant. */
     uint64_t number, root, request;
     struct data_file data;
+    bool mediated; /* all writes come to us, though the store has passthrough */
 
     /* Under tree_lock. */
     uint64_t parent, key;
@@ -199,7 +200,7 @@ struct staged {
     bool grows;      /* counted in memory_files */
     bool split;      /* a part of it is on disk, though it began in memory: see staged_grow.c */
     struct growing_state grown_state; /* as its record has it */
-    bool grown_alone; /* in exclusive mode: its store had no passthrough when it began to grow */
+    bool grown_alone; /* in exclusive mode: all writes came to us when it began to grow */
     mode_t mode;
     uid_t uid;
     gid_t gid;
@@ -229,6 +230,9 @@ struct staged {
     bool refs_content_known; /* refs are those of the content with this checksum */
     XXH128_hash_t refs_content_sum;
 };
+
+/* Whether the kernel may write and read its data file by itself. */
+bool staged_is_direct(const struct staged *staged);
 
 /* A reference to work with; NULL: there is none. */
 struct staged *staged_get(struct store *store, uint64_t number);
@@ -295,7 +299,7 @@ ssize_t staged_pread(struct staged *staged, void *buffer, size_t bytes, uint64_t
 
 /* --- staged_record.c: the file of records, mapped shared --- */
 
-enum { RECORD_UNLINKED = 1, RECORD_COMMITTED = 2, RECORD_CLOSED = 4 };
+enum { RECORD_UNLINKED = 1, RECORD_COMMITTED = 2, RECORD_CLOSED = 4, RECORD_MEDIATED = 8 };
 
 struct staged_record {
     atomic_uint state;

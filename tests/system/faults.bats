@@ -193,8 +193,8 @@ export -f put_piece piece
     put_piece small 1000
     wait_until '(($(value objects disk) > 1))'
     within 10 fsfreeze -f "$ROOM/disk"
-    # One who waits for the disk, in the kernel or here.
-    background bash -c 'put_piece waits 20000000'
+    # One who waits for the disk, with more than memory holds.
+    background bash -c 'cat "$ROOM/source" "$ROOM/source" "$ROOM/source" >"$ROOM/faulty/staging/waits"'
     for ((i = 0; i < 8; i++)); do
         at_once bash -c 'put_piece "quick-$1" 1000' - "$i"
         at_once bash -c 'cmp <(piece small 1000) "$ROOM/faulty/staging/small"'
@@ -204,14 +204,54 @@ export -f put_piece piece
     at_once rm "$ROOM/faulty/staging/0" "$ROOM/faulty/staging/1"
     for ((i = 8; i < 12; i++)); do at_once bash -c 'put_piece "quick-$1" 1000' - "$i"; done
     within 5 fsfreeze -u "$ROOM/disk"
-    await || true # it may have been told that there is no room
+    await
     for ((i = 2; i < 5; i++)); do is_piece "$i" 8000000; done
     for ((i = 0; i < 12; i++)); do is_piece "quick-$i" 1000; done
+    equals "$(digest "$ROOM/faulty/staging/waits")" \
+        "$(cat "$ROOM/source" "$ROOM/source" "$ROOM/source" | sha256sum | cut -d" " -f1)"
     put_piece after 8000000
     is_piece after 8000000
     rm "$ROOM"/faulty/staging/*
     wait_until '(($(value memory disk_used_bytes) == 0))'
     down_again
+}
+
+# Ten, which is more than the daemon has threads of any kind.
+others_go_on_while_writers_wait() { # OPTION...
+    local i
+    new_disk 400
+    up_on 48M "$@"
+    put_piece small 1000
+    for ((i = 0; i < 4; i++)); do put_piece "$i" 8000000; done
+    within 10 fsfreeze -f "$ROOM/disk"
+    background bash -c 'for ((i = 10; i < 20; i++)); do put_piece "$i" 8000000 & done; wait'
+    wait_until '(($(ls "$ROOM/faulty/staging" | wc -l) == 15))'
+    # Memory is as full as it gets with large files.
+    wait_until '(($(value memory used_bytes) >= 46000000))'
+    for ((i = 0; i < 8; i++)); do
+        at_once bash -c 'put_piece "quick-$1" 1000' - "$i"
+        at_once bash -c 'cmp <(piece small 1000) "$ROOM/faulty/staging/small"'
+        at_once bash -c 'ls -l "$ROOM/faulty/staging" && df "$ROOM/faulty"' >/dev/null
+        at_once mobula status "$ROOM/faulty" >/dev/null
+        at_once bash -c 'cmp <(piece "quick-$1" 1000) "$ROOM/faulty/staging/quick-$1"' - "$i"
+    done
+    within 5 fsfreeze -u "$ROOM/disk"
+    await
+    for ((i = 0; i < 4; i++)); do is_piece "$i" 8000000; done
+    for ((i = 10; i < 20; i++)); do is_piece "$i" 8000000; done
+    for ((i = 0; i < 8; i++)); do is_piece "quick-$i" 1000; done
+    rm "$ROOM"/faulty/staging/*
+    wait_until '(($(value memory disk_used_bytes) == 0))'
+    down_again
+}
+
+@test "a disk that stalls, without passthrough: who writes to it waits, all others are answered" {
+    others_go_on_while_writers_wait --no-passthrough
+}
+
+@test "a disk that stalls, with a key: who writes to it waits, all others are answered" {
+    head -c 32 /dev/urandom >"$ROOM/key"
+    others_go_on_while_writers_wait --spill-key "$ROOM/key"
 }
 
 @test "a disk that can't be read: EIO, which names the object, never wrong bytes" {

@@ -224,7 +224,7 @@ static void fill_memory(struct spilling *spilling)
     put_some(spilling, 6);
     for (unsigned i = 0; i < 6; i++)
         open_object(spilling, i);
-    while (usage_of(spilling).memory_used_bytes < 15 * MIB) {
+    while (usage_of(spilling).memory_used_bytes < 13 * MIB) {
         put_some(spilling, 1);
         open_object(spilling, spilling->count - 1);
     }
