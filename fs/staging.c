@@ -8,16 +8,20 @@
 /* The kernel sees every change of a staged file's size itself; what it may miss for so long are the
  * times of a mapping's writes. */
 #define ATTRIBUTE_SECONDS 1.0
+/* On a thread that serves, for a commit that may wait for the disk. */
+#define LONGEST_WAIT_NS UINT64_C(100000000)
 
-/* One more handle. -ESTALE: it is being finished; the kernel looks the name up again. */
+/* One more handle. -ESTALE: it is being finished; the kernel looks the name up again, and that
+ * waits for what takes long. */
 static errint_t count_open(struct fs *fs, const struct staged_info *info, bool writes, bool fresh)
 {
-    uint64_t number = info->number;
+    uint64_t number = info->number, until_ns = mob_monotonic_ns() + LONGEST_WAIT_NS;
     cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);
     struct state *state;
     /* The kernel looks the name up but once more: then it must be a link. */
-    while ((state = state_get(fs->staging, number, true)) && !fresh && state->finishing)
-        pthread_cond_wait(&fs->staging->changed, &fs->staging->mutex);
+    while ((state = state_get(fs->staging, number, true)) && !fresh && state->finishing &&
+           (!state->put_off || mob_monotonic_ns() < until_ns))
+        wait_a_tick(fs->staging, &fs->staging->changed);
     if (!state)
         return -ENOMEM;
     if (!fresh && (state->finishing || state->finished))

@@ -11,8 +11,9 @@
 #include "fs/staging_internal.h"
 
 #define RELEASE_TICK_NS 2000000
-#define RELEASE_WAIT_NS UINT64_C(50000000) /* without passthrough a release is waited for so long  \
-                                            */
+#define RELEASE_WAIT_NS                                                                            \
+    UINT64_C(50000000) /* without passthrough a release is waited for so long                      \
+                        */
 #define DISK_WAIT_NS                                                                               \
     UINT64_C(10000000000) /* and a commit that waits for the disk: a disk may stall */
 #define LIST_WAIT_NS UINT64_C(100000000) /* a listing doesn't wait longer */
@@ -89,6 +90,16 @@ void state_drop(struct staging *staging, struct state *state)
         jobs_hold_drop(staging->jobs, state->hold);
     *state_place(staging, state->number) = state->next;
     free(state);
+}
+
+void wait_a_tick(struct staging *staging, pthread_cond_t *signal)
+{
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += RELEASE_TICK_NS;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_cond_timedwait(signal, &staging->mutex, &until);
 }
 
 /* --- finishing --- */
@@ -259,16 +270,6 @@ bool staging_finish_if_closed(struct fs *fs, uint64_t number, uint64_t *wait_ns)
     return finish(fs, number, false) == 0;
 }
 
-static struct timespec after_ns(long ns)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_nsec += ns;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
-    return until;
-}
-
 /* Those that are closed and whose release is on its way, as a new array. NULL: none, or no memory.
  */
 static uint64_t *list_closed(struct staging *staging, size_t *count)
@@ -300,10 +301,8 @@ static void wait_for_late(struct fs *fs, uint64_t number, uint64_t until_ns)
     cleanup_lock pthread_mutex_t *held = mob_lock(&staging->mutex);
     const struct state *state;
     while ((state = state_get(staging, number, false)) && (state->put_off || state->finishing) &&
-           mob_monotonic_ns() < until_ns) {
-        struct timespec until = after_ns(RELEASE_TICK_NS);
-        pthread_cond_timedwait(&staging->changed, &staging->mutex, &until);
-    }
+           mob_monotonic_ns() < until_ns)
+        wait_a_tick(staging, &staging->changed);
 }
 
 void staging_finish_closed(struct fs *fs)
@@ -414,8 +413,7 @@ static void *timer_main(void *argument)
             pthread_cond_wait(&staging->tick, &staging->mutex);
             continue;
         }
-        struct timespec until = after_ns(RELEASE_TICK_NS);
-        pthread_cond_timedwait(&staging->tick, &staging->mutex, &until);
+        wait_a_tick(staging, &staging->tick);
         pthread_mutex_unlock(&staging->mutex);
         struct parked parked;
         while (waiting_take_for(fs->waiting, WAITING_RELEASE, 0, mob_monotonic_ns(), &parked))

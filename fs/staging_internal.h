@@ -22,7 +22,7 @@ struct state {
     uint32_t opens;        /* handles */
     uint32_t unflushed;    /* handles for writing that were never closed */
     bool finishing;        /* some thread is at it */
-    bool put_off;          /* some thread will be: staging_put_off_finish() */
+    bool put_off;          /* one that may wait for the disk is, or will be */
     bool finished;         /* an object or a job already */
     bool spec;             /* in run/: nobody wants to wait for a tick */
     bool mediated;         /* all writes come to us, though other files have passthrough */
@@ -49,6 +49,8 @@ struct staging {
 /* The file's state; NULL: none (or, when it was to be made, no memory). */
 struct state *state_get(struct staging *staging, uint64_t number, bool make);
 void state_drop(struct staging *staging, struct state *state);
+/* Waits for a signal, but not longer than for two milliseconds. */
+void wait_a_tick(struct staging *staging, pthread_cond_t *signal);
 
 /* --- without --- */
 

@@ -183,18 +183,22 @@ struct late_finish {
     uint64_t number;
 };
 
+static void not_put_off(struct staging *staging, uint64_t number)
+{
+    cleanup_lock pthread_mutex_t *held = mob_lock(&staging->mutex);
+    struct state *state = state_get(staging, number, false);
+    if (state)
+        state->put_off = false;
+}
+
 static void finish_late(void *argument)
 {
-    struct late_finish late = *(struct late_finish *)argument;
-    free(argument);
-    {
-        cleanup_lock pthread_mutex_t *held = mob_lock(&late.fs->staging->mutex);
-        struct state *state = state_get(late.fs->staging, late.number, false);
-        if (state)
-            state->put_off = false;
-    }
-    if (finish(late.fs, late.number, true) == -EBUSY)
-        finish_when_unwritten(late.fs, late.number);
+    struct late_finish *late = argument;
+    errint_t error = finish(late->fs, late->number, true);
+    not_put_off(late->fs->staging, late->number);
+    if (error == -EBUSY)
+        finish_when_unwritten(late->fs, late->number);
+    free(late);
 }
 
 bool staging_put_off_finish(struct fs *fs, uint64_t number)
@@ -217,9 +221,6 @@ bool staging_put_off_finish(struct fs *fs, uint64_t number)
     if (slow_run(fs->writes, finish_late, late))
         return true;
     free(late);
-    cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);
-    struct state *state = state_get(fs->staging, number, false);
-    if (state)
-        state->put_off = false;
+    not_put_off(fs->staging, number);
     return false;
 }
