@@ -301,18 +301,10 @@ errint_t cipher_encrypt_block(const struct cipher_key *key, uint64_t file, uint6
     return 0;
 }
 
-static bool is_hole(const void *head)
-{
-    static const uint8_t zeros[sizeof(struct head)];
-    return !memcmp(head, zeros, sizeof zeros);
-}
-
 errint_t cipher_head_bytes(const void *head, uint64_t file, uint64_t block, size_t *bytes)
 {
     struct head is;
     *bytes = 0;
-    if (is_hole(head))
-        return 0;
     memcpy(&is, head, sizeof is);
     if (memcmp(is.magic, magic, sizeof magic) || is.version != VERSION || is.file != file ||
         is.block != block || !is.bytes || is.bytes > CIPHER_BLOCK_BYTES)

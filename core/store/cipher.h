@@ -14,8 +14,8 @@
  *     12  bytes of content     72  16 tags of 16 bytes: one for each chunk of 64 KiB
  *     16  number of the file  328  zeros
  *
- * Numbers are little-endian. A head of zeros: a hole, the block reads as zeros; only where the
- * caller allows it.
+ * Numbers are little-endian. There are no holes: what is zeros is encrypted as well, and a head of
+ * zeros is no head.
  *
  * Nothing here knows the store. A key is read only once made: any thread, several at a time. */
 #ifndef MOBULA_CORE_STORE_CIPHER_H
@@ -78,7 +78,8 @@ MOB_MUST_CHECK errint_t cipher_encrypt_block(const struct cipher_key *key, uint6
  */
 MOB_MUST_CHECK errint_t cipher_decrypt_block(const struct cipher_key *key, uint64_t file,
                                              uint64_t block, void *buffer, size_t bytes);
-/* How many bytes of content a head says; 0: it is a hole. -EBADMSG: it is no head of that block. */
+/* How many bytes of content a head says, 1 to CIPHER_BLOCK_BYTES. -EBADMSG: it is no head of that
+ * block; *bytes is 0 then. */
 MOB_MUST_CHECK errint_t cipher_head_bytes(const void *head, uint64_t file, uint64_t block,
                                           size_t *bytes);
 

@@ -226,14 +226,21 @@ static void a_damaged_chunk_is_not_read(void **state)
     assert_int_equal(bad, 1);
 }
 
-static void a_head_of_zeros_is_a_hole(void **state)
+static void a_head_of_zeros_is_refused(void **state)
 {
     const struct keys *keys = *state;
     cleanup_free uint8_t *block = calloc(1, CIPHER_STRIDE_BYTES);
     size_t bytes = 1;
-    assert_int_equal(cipher_head_bytes(block, FILE_NUMBER, 0, &bytes), 0);
+    assert_int_equal(cipher_head_bytes(block, 0, 0, &bytes), -EBADMSG);
     assert_int_equal(bytes, 0);
-    assert_int_equal(cipher_decrypt_block(keys->key, FILE_NUMBER, 0, block, 10), -EBADMSG);
+    assert_int_equal(cipher_decrypt_block(keys->key, 0, 0, block, 10), -EBADMSG);
+    assert_int_equal(cipher_decrypt_block(keys->key, 0, 0, block, 0), -EBADMSG);
+    cleanup_fd int fd = open("/tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(ftruncate(fd, CIPHER_STRIDE_BYTES), 0);
+    assert_int_equal(
+        cipher_pread(keys->key, fd, 0, CIPHER_BLOCK_BYTES, block, CIPHER_BLOCK_BYTES, 0, NULL),
+        -EBADMSG);
 }
 
 static void values_come_back(void **state)
@@ -314,7 +321,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(every_flipped_bit_is_noticed, setup, teardown),
         cmocka_unit_test_setup_teardown(files_are_read_at_any_place, setup, teardown),
         cmocka_unit_test_setup_teardown(a_damaged_chunk_is_not_read, setup, teardown),
-        cmocka_unit_test_setup_teardown(a_head_of_zeros_is_a_hole, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_head_of_zeros_is_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(values_come_back, setup, teardown),
         cmocka_unit_test_setup_teardown(keys_are_bytes_or_digits, setup, teardown),
     };
