@@ -1,359 +1,16 @@
 /* core/store/growing and hold: a file that is moved to disk while it is written, by real writers,
  * with kills at every step. */
-#include "unit.h"
+#include "tests/unit/growing_fixture.h"
 
 #include <fcntl.h>
-#include <ftw.h>
-#include <sched.h>
+#include <pthread.h>
 #include <signal.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 
-#include "core/base/util.h"
-#include "core/store/growing.h"
 #include "core/store/hold.h"
-
-#define UNIT ((uint64_t)GROWING_UNIT_BYTES)
-enum { PAGE = 4096, TAIL = 12345 };
-static const uint64_t SMALL = 3 * UNIT + TAIL; /* size of the file of most tests */
-
-/* --- what is injected: -Wl,--wrap=... --- */
-
-/* Each call is a step. Before a chosen one the process is killed, or somebody writes. */
-static atomic_int steps, kill_at, write_at;
-static void (*written)(void);
-static int fail_disk_fd_error; /* errno of every write to another file than the tmpfs one */
-static size_t disk_write_at_most;
-static bool no_direct;
-static dev_t memory_device;
-
-static void step(void)
-{
-    int now = ++steps;
-    if (now == write_at)
-        written();
-    if (now == kill_at)
-        raise(SIGKILL);
-}
-
-ssize_t __real_pwrite64(int fd, const void *buffer, size_t bytes, off_t offset);
-ssize_t __wrap_pwrite64(int fd, const void *buffer, size_t bytes, off_t offset);
-ssize_t __wrap_pwrite64(int fd, const void *buffer, size_t bytes, off_t offset)
-{
-    struct stat info;
-    bool to_disk = fstat(fd, &info) == 0 && info.st_dev != memory_device;
-    if (to_disk && no_direct && fcntl(fd, F_GETFL) & O_DIRECT) {
-        errno = EINVAL;
-        return -1;
-    }
-    if (to_disk && fail_disk_fd_error) {
-        /* A part of it gets there first. */
-        __real_pwrite64(fd, buffer, bytes / 2 / PAGE * PAGE, offset);
-        errno = fail_disk_fd_error;
-        return -1;
-    }
-    if (steps + 1 == kill_at) /* half of it is written when the server dies */
-        __real_pwrite64(fd, buffer, bytes / 2 / PAGE * PAGE, offset);
-    step();
-    if (to_disk && disk_write_at_most && bytes > disk_write_at_most)
-        bytes = disk_write_at_most;
-    return __real_pwrite64(fd, buffer, bytes, offset);
-}
-
-int __real_fallocate64(int fd, int mode, off_t offset, off_t bytes);
-int __wrap_fallocate64(int fd, int mode, off_t offset, off_t bytes);
-int __wrap_fallocate64(int fd, int mode, off_t offset, off_t bytes)
-{
-    step();
-    return __real_fallocate64(fd, mode, offset, bytes);
-}
-
-int __real_ftruncate64(int fd, off_t size);
-int __wrap_ftruncate64(int fd, off_t size);
-int __wrap_ftruncate64(int fd, off_t size)
-{
-    step();
-    return __real_ftruncate64(fd, size);
-}
-
-ssize_t __real_splice(int in, off_t *in_offset, int out, off_t *out_offset, size_t bytes,
-                      unsigned flags);
-ssize_t __wrap_splice(int in, off_t *in_offset, int out, off_t *out_offset, size_t bytes,
-                      unsigned flags);
-ssize_t __wrap_splice(int in, off_t *in_offset, int out, off_t *out_offset, size_t bytes,
-                      unsigned flags)
-{
-    step();
-    return __real_splice(in, in_offset, out, out_offset, bytes, flags);
-}
-
-ssize_t __real_tee(int in, int out, size_t bytes, unsigned flags);
-ssize_t __wrap_tee(int in, int out, size_t bytes, unsigned flags);
-ssize_t __wrap_tee(int in, int out, size_t bytes, unsigned flags)
-{
-    step();
-    return __real_tee(in, out, bytes, flags);
-}
-
-int __real_madvise(void *address, size_t bytes, int advice);
-int __wrap_madvise(void *address, size_t bytes, int advice);
-int __wrap_madvise(void *address, size_t bytes, int advice)
-{
-    if (advice != 23 /* MADV_POPULATE_WRITE */)
-        return __real_madvise(address, bytes, advice); /* the allocator's, or a sanitizer's */
-    step();
-    return __real_madvise(address, bytes, advice);
-}
-
-/* --- the place --- */
-
-static char place[] = "/tmp/mobula-growing-XXXXXX", memory_dir[64];
-static bool huge;
-static struct growing_pipes pipes;
-static bool have_pipes;
-
-/* A mount of our own goes with us, whatever happens. */
-static bool mount_private(const char *path, const char *options)
-{
-    static bool unshared;
-    if (!unshared &&
-        (unshare(CLONE_NEWNS) < 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0))
-        return false;
-    unshared = true;
-    return mount("mobula-test", path, "tmpfs", MS_NOSUID | MS_NODEV, options) == 0;
-}
-
-static int remove_one(const char *path, const struct stat *info, int type, struct FTW *walk)
-{
-    (void)info, (void)type, (void)walk;
-    return remove(path);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    struct stat info;
-    if (!mkdtemp(place))
-        return -1;
-    snprintf(memory_dir, sizeof memory_dir, "%s/memory", place);
-    if (mkdir(memory_dir, 0700) < 0)
-        return -1;
-    huge = mount_private(memory_dir, "size=1g,huge=within_size");
-    if (!huge) {
-        rmdir(memory_dir);
-        snprintf(memory_dir, sizeof memory_dir, "/dev/shm/mobula-growing-XXXXXX");
-        if (!mkdtemp(memory_dir))
-            return -1;
-    }
-    struct mob_error err = {0};
-    have_pipes = growing_pipes_open(&pipes, &err) == 0;
-    if (!have_pipes)
-        print_message("units can't be frozen here: %s\n", err.message);
-    if (stat(memory_dir, &info) < 0)
-        return -1;
-    memory_device = info.st_dev;
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    growing_pipes_close(&pipes);
-    if (huge)
-        umount2(memory_dir, MNT_DETACH);
-    nftw(memory_dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
-    nftw(place, remove_one, 8, FTW_DEPTH | FTW_PHYS);
-    return 0;
-}
-
-/* --- a file, and what it should be --- */
-
-/* Shared with the processes that write, move and die. */
-struct shared {
-    struct growing_state state; /* as noted */
-    int notes, note_error, note_fails_at;
-    atomic_bool stop;
-    unsigned char model[];
-};
-
-struct file {
-    struct growing growing;
-    struct growing_mover mover;
-    struct mob_error err;
-    struct shared *shared;
-    size_t shared_bytes;
-    uint64_t size;
-    int memory_fd, writer_fd, disk_fd;
-    bool exclusive;
-};
-
-static struct file *file; /* of the test that runs */
-
-static errint_t note(void *argument, const struct growing_state *state)
-{
-    struct shared *shared = argument;
-    step();
-    if (++shared->notes == shared->note_fails_at)
-        return shared->note_error;
-    shared->state = *state;
-    return 0;
-}
-
-static void make_pattern(unsigned char *out, uint64_t offset, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i++) {
-        uint64_t at = offset + i, word = (at >> 3) * UINT64_C(0x9e3779b97f4a7c15);
-        word ^= word >> 29;
-        out[i] = (unsigned char)(word >> (at & 7) * 8) | 1; /* never 0 */
-    }
-}
-
-static int open_new(const char *dir, const char *name, int flags)
-{
-    char path[256];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    int fd = open(path, flags | O_CLOEXEC, 0600);
-    assert_true(fd >= 0);
-    return fd;
-}
-
-static void file_attach(struct file *new, const struct growing_state *state)
-{
-    assert_int_equal(growing_mover_open(&new->mover, have_pipes ? &pipes : NULL), 0);
-    struct growing_disk disk = {.fd = new->disk_fd};
-    assert_int_equal(growing_init(&new->growing, new->memory_fd, &disk, new->exclusive, state, note,
-                                  new->shared),
-                     0);
-}
-
-static void file_detach(struct file *old)
-{
-    growing_destroy(&old->growing);
-    growing_mover_close(&old->mover);
-}
-
-/* An empty file of at most `limit` bytes. */
-static void file_new(struct file *new, uint64_t limit, bool exclusive)
-{
-    *new = (struct file){.exclusive = exclusive, .shared_bytes = sizeof *new->shared + limit};
-    new->shared =
-        mmap(NULL, new->shared_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    assert_true(new->shared != MAP_FAILED);
-    new->writer_fd = open_new(memory_dir, "file", O_WRONLY | O_CREAT | O_TRUNC);
-    new->memory_fd = open_new(memory_dir, "file", O_RDONLY);
-    new->disk_fd = open_new(place, "disk", O_RDWR | O_CREAT | O_TRUNC);
-    file_attach(new, NULL);
-    file = new;
-}
-
-static void file_close(struct file *old)
-{
-    char path[128];
-    file_detach(old);
-    munmap(old->shared, old->shared_bytes);
-    close(old->writer_fd);
-    close(old->memory_fd);
-    close(old->disk_fd);
-    snprintf(path, sizeof path, "%s/file", memory_dir);
-    unlink(path);
-    snprintf(path, sizeof path, "%s/disk", place);
-    unlink(path);
-    steps = kill_at = write_at = 0;
-}
-
-/* A writer's write, past all injections. */
-static void put(const void *bytes, size_t count, uint64_t offset)
-{
-    assert_int_equal(__real_pwrite64(file->writer_fd, bytes, count, (off_t)offset), count);
-    memcpy(file->shared->model + offset, bytes, count);
-    if (offset + count > file->size)
-        file->size = offset + count;
-}
-
-static void put_pattern(uint64_t offset, uint64_t end)
-{
-    static unsigned char buffer[1 << 20];
-    for (; offset < end; offset += sizeof buffer) {
-        size_t piece = end - offset < sizeof buffer ? (size_t)(end - offset) : sizeof buffer;
-        make_pattern(buffer, offset, piece);
-        put(buffer, piece, offset);
-    }
-}
-
-static bool is_torn(void)
-{
-    bool torn;
-    assert_int_equal(growing_is_torn(&file->growing, &torn), 0);
-    return torn;
-}
-
-static uint64_t memory_bytes(void)
-{
-    struct stat info;
-    assert_int_equal(fstat(file->memory_fd, &info), 0);
-    return (uint64_t)info.st_blocks * 512;
-}
-
-static void assert_model(const unsigned char *got, uint64_t offset, size_t bytes)
-{
-    const unsigned char *model = file->shared->model + offset;
-    if (memcmp(got, model, bytes) == 0)
-        return;
-    size_t i = 0;
-    while (got[i] == model[i])
-        i++;
-    fail_msg("byte %llu is %d, not %d", (unsigned long long)(offset + i), got[i], model[i]);
-}
-
-static void assert_reads(void)
-{
-    unsigned char *buffer = malloc((size_t)file->size + 1);
-    assert_non_null(buffer);
-    memset(buffer, 0xee, (size_t)file->size);
-    assert_int_equal(growing_read(&file->growing, buffer, (size_t)file->size + 1, 0), file->size);
-    assert_model(buffer, 0, (size_t)file->size);
-    free(buffer);
-}
-
-static void assert_disk(void)
-{
-    struct stat info;
-    unsigned char *buffer = malloc((size_t)file->size + 1);
-    assert_non_null(buffer);
-    assert_int_equal(fstat(file->disk_fd, &info), 0);
-    assert_int_equal(info.st_size, file->size);
-    assert_int_equal(mob_pread_full(file->disk_fd, buffer, (size_t)file->size, 0), file->size);
-    assert_model(buffer, 0, (size_t)file->size);
-    free(buffer);
-}
-
-static void move_to(uint64_t until)
-{
-    errint_t error = growing_move(&file->growing, &file->mover, until, &file->err);
-    if (error)
-        fail_msg("growing_move: %s", file->err.message);
-}
-
-static void assert_assembles(void)
-{
-    errint_t error = growing_assemble(&file->growing, &file->mover, &file->err);
-    if (error)
-        fail_msg("growing_assemble: %s", file->err.message);
-    assert_disk();
-    assert_reads();
-    assert_int_equal(memory_bytes(), 0);
-}
-
-#define NEED_PIPES                                                                                 \
-    do {                                                                                           \
-        if (!have_pipes)                                                                           \
-            skip();                                                                                \
-    } while (0)
 
 /* --- moving --- */
 
@@ -361,25 +18,24 @@ static void the_older_part_moves_and_the_head_stays(void **state)
 {
     (void)state;
     NEED_PIPES;
-    struct file it;
-    file_new(&it, SMALL, false);
+    file_new(SMALL, false);
     put_pattern(0, SMALL);
     move_to(UINT64_MAX);
-    assert_int_equal(growing_moved(&it.growing), 3 * UNIT);
-    assert_true(memory_bytes() <= UNIT + (huge ? UNIT : 4 * PAGE));
+    assert_int_equal(growing_moved(&file.growing), 3 * UNIT);
+    assert_true(memory_bytes() <= UNIT + (mounted ? UNIT : 4 * PAGE));
     assert_reads();
     put("header", 6, 10);
     assert_false(is_torn());
     assert_reads();
     assert_assembles();
-    assert_int_equal(it.shared->state.moved, 4 * UNIT);
-    assert_int_equal(it.shared->state.intent, 0);
-    assert_true(it.shared->state.head_moved);
+    assert_int_equal(file.shared->state.moved, 4 * UNIT);
+    assert_int_equal(file.shared->state.intent, 0);
+    assert_true(file.shared->state.head_moved);
     assert_assembles();
     put("late", 4, SMALL);
     assert_true(is_torn());
-    assert_int_equal(growing_assemble(&it.growing, &it.mover, &it.err), -EIO);
-    file_close(&it);
+    assert_int_equal(growing_assemble(&file.growing, &file.mover, &file.err), -EIO);
+    file_close();
 }
 
 static void files_of_every_small_size_assemble(void **state)
@@ -390,13 +46,12 @@ static void files_of_every_small_size_assemble(void **state)
                                      2097152, 2097153, 4194304, 4198401};
     for (int exclusive = 0; exclusive < 2; exclusive++)
         for (size_t i = 0; i < MOB_ARRAY_LENGTH(sizes); i++) {
-            struct file it;
-            file_new(&it, sizes[i] + 1, exclusive);
+            file_new(sizes[i] + 1, exclusive);
             put_pattern(0, sizes[i]);
             move_to(UINT64_MAX);
             assert_reads();
             assert_assembles();
-            file_close(&it);
+            file_close();
         }
 }
 
@@ -405,20 +60,19 @@ static void holes_are_zeros_and_take_no_room_on_disk(void **state)
     (void)state;
     NEED_PIPES;
     for (int exclusive = 0; exclusive < 2; exclusive++) {
-        struct file it;
         struct stat info;
-        file_new(&it, 20 * UNIT, exclusive);
+        file_new(20 * UNIT, exclusive);
         put("a", 1, 5);
         put_pattern(3 * UNIT + 4096, 3 * UNIT + 8192);
         put_pattern(9 * UNIT + 999, 11 * UNIT);
         put("z", 1, 15 * UNIT + 77);
         move_to(12 * UNIT);
-        assert_int_equal(growing_moved(&it.growing), 12 * UNIT);
+        assert_int_equal(growing_moved(&file.growing), 12 * UNIT);
         assert_reads();
         assert_assembles();
-        assert_int_equal(fstat(it.disk_fd, &info), 0);
+        assert_int_equal(fstat(file.disk_fd, &info), 0);
         assert_true((uint64_t)info.st_blocks * 512 < 3 * UNIT + UNIT / 2);
-        file_close(&it);
+        file_close();
     }
 }
 
@@ -426,67 +80,62 @@ static void what_is_stale_on_disk_does_not_show_in_holes(void **state)
 {
     (void)state;
     NEED_PIPES;
-    struct file it;
-    file_new(&it, 4 * UNIT, false);
+    file_new(4 * UNIT, false);
     static unsigned char junk[1 << 20];
     memset(junk, 0x55, sizeof junk);
     for (uint64_t at = 0; at < 4 * UNIT; at += sizeof junk)
-        assert_int_equal(__real_pwrite64(it.disk_fd, junk, sizeof junk, (off_t)at), sizeof junk);
+        assert_int_equal(__real_pwrite64(file.disk_fd, junk, sizeof junk, (off_t)at), sizeof junk);
     put("x", 1, UNIT + 70000);
     put("y", 1, 3 * UNIT + 100);
     assert_assembles();
-    assert_int_equal(growing_truncate(&it.growing, 4 * UNIT), 0);
-    it.size = 4 * UNIT;
+    cut(4 * UNIT);
     assert_reads();
-    file_close(&it);
+    file_close();
 }
 
 static void the_part_that_the_writer_is_at_does_not_move(void **state)
 {
     (void)state;
     NEED_PIPES;
-    struct file it;
-    file_new(&it, 8 * UNIT, false);
-    assert_int_equal(ftruncate(it.writer_fd, (off_t)(8 * UNIT)), 0);
-    it.size = 8 * UNIT;
+    file_new(8 * UNIT, false);
+    assert_int_equal(ftruncate(file.writer_fd, (off_t)(8 * UNIT)), 0);
+    file.size = 8 * UNIT;
     put_pattern(0, 3 * UNIT + 5000);
     move_to(UINT64_MAX);
-    assert_int_equal(growing_moved(&it.growing), 3 * UNIT);
+    assert_int_equal(growing_moved(&file.growing), 3 * UNIT);
     put_pattern(3 * UNIT + 5000, 6 * UNIT);
     move_to(UINT64_MAX);
-    assert_int_equal(growing_moved(&it.growing), 5 * UNIT);
+    assert_int_equal(growing_moved(&file.growing), 5 * UNIT);
     assert_assembles();
-    file_close(&it);
+    file_close();
 }
 
 static void moving_can_be_cancelled(void **state)
 {
     (void)state;
     NEED_PIPES;
-    struct file it;
-    file_new(&it, SMALL, false);
+    file_new(SMALL, false);
     put_pattern(0, SMALL);
-    atomic_store(&it.mover.cancelled, true);
-    assert_int_equal(growing_move(&it.growing, &it.mover, SMALL, NULL), -ECANCELED);
-    assert_int_equal(growing_assemble(&it.growing, &it.mover, NULL), -ECANCELED);
-    atomic_store(&it.mover.cancelled, false);
+    atomic_store(&file.mover.cancelled, true);
+    assert_int_equal(growing_move(&file.growing, &file.mover, SMALL, NULL), -ECANCELED);
+    assert_int_equal(growing_assemble(&file.growing, &file.mover, NULL), -ECANCELED);
+    atomic_store(&file.mover.cancelled, false);
     assert_assembles();
-    file_close(&it);
+    file_close();
 }
 
 static void a_read_lease_is_possible_between_the_calls(void **state)
 {
     (void)state;
     NEED_PIPES;
-    struct file it;
-    file_new(&it, SMALL, false);
+    file_new(SMALL, false);
     put_pattern(0, SMALL);
-    close(it.writer_fd);
+    close(file.writer_fd);
     move_to(UINT64_MAX);
-    assert_int_equal(fcntl(it.memory_fd, F_SETLEASE, F_RDLCK), 0);
-    assert_int_equal(fcntl(it.memory_fd, F_SETLEASE, F_UNLCK), 0);
-    it.writer_fd = open_new(memory_dir, "file", O_WRONLY);
-    file_close(&it);
+    assert_int_equal(fcntl(file.memory_fd, F_SETLEASE, F_RDLCK), 0);
+    assert_int_equal(fcntl(file.memory_fd, F_SETLEASE, F_UNLCK), 0);
+    file.writer_fd = open_in(memory_dir, "file", O_WRONLY);
+    file_close();
 }
 
 static void small_pipes_are_refused_with_a_sentence(void **state)
@@ -521,15 +170,15 @@ static void small_pipes_are_refused_with_a_sentence(void **state)
 enum shape { DENSE, SPARSE, ALLOCATED, SHAPES };
 enum after { NOTHING, SOME_BYTES, EVERY_PAGE, EVERY_BYTE, AFTERS };
 
-static void make_shape(struct file *it, enum shape shape)
+static void make_shape(enum shape shape)
 {
-    file_new(it, SMALL, false);
+    file_new(SMALL, false);
     if (shape == DENSE) {
         put_pattern(0, SMALL);
         return;
     }
     if (shape == ALLOCATED)
-        assert_int_equal(__real_fallocate64(it->writer_fd, 0, 0, (off_t)SMALL), 0);
+        assert_int_equal(__real_fallocate64(file.writer_fd, 0, 0, (off_t)SMALL), 0);
     put_pattern(0, UNIT);
     if (shape == SPARSE)
         put_pattern(UNIT + 3 * PAGE, UNIT + 5 * PAGE);
@@ -555,66 +204,10 @@ static void write_after(enum after after)
         put(bytes, sizeof bytes, UNIT);
 }
 
-/* Moves one unit, in a child that is killed at a step. Returns whether it was. */
-static bool move_and_die(int at)
+static errint_t move_a_unit(const void *unused)
 {
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        alarm(60);
-        steps = 0;
-        kill_at = at;
-        _exit(growing_move(&file->growing, &file->mover, 2 * UNIT, NULL) ? 1 : 0);
-    }
-    int status;
-    assert_int_equal(waitpid(child, &status, 0), child);
-    if (!WIFSIGNALED(status))
-        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    return WIFSIGNALED(status);
-}
-
-/* The successor: it has what was noted, the files and the pipes. Dies itself at a step, if asked.
- */
-static bool resume_and_die(int at)
-{
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        alarm(60);
-        file_detach(file);
-        file_attach(file, &file->shared->state);
-        steps = 0;
-        kill_at = at;
-        _exit(growing_resume(&file->growing, &file->mover, NULL) ? 1 : 0);
-    }
-    int status;
-    assert_int_equal(waitpid(child, &status, 0), child);
-    return WIFSIGNALED(status);
-}
-
-static void succeed(void)
-{
-    file_detach(file);
-    file_attach(file, &file->shared->state);
-    steps = kill_at = write_at = 0;
-    errint_t error = growing_resume(&file->growing, &file->mover, &file->err);
-    if (error)
-        fail_msg("growing_resume: %s", file->err.message);
-}
-
-/* Exact or torn, and if `whole`, exact. Returns whether it was torn. */
-static bool assert_exact_or_torn(bool whole)
-{
-    if (is_torn()) {
-        assert_false(whole);
-        unsigned char byte;
-        assert_int_equal(growing_read(&file->growing, &byte, 1, UNIT), -EIO);
-        assert_int_equal(growing_assemble(&file->growing, &file->mover, NULL), -EIO);
-        return true;
-    }
-    assert_reads();
-    assert_assembles();
-    return false;
+    (void)unused;
+    return growing_move(&file.growing, &file.mover, 2 * UNIT, NULL);
 }
 
 static void a_kill_at_any_step_loses_nothing(void **state)
@@ -626,14 +219,13 @@ static void a_kill_at_any_step_loses_nothing(void **state)
         for (int after = 0; after < AFTERS; after++) {
             bool killed = true;
             for (int at = 1; killed; at++) {
-                struct file it;
-                make_shape(&it, (enum shape)shape);
-                killed = move_and_die(at);
+                make_shape((enum shape)shape);
+                killed = dies(at, 2, move_a_unit, NULL);
                 write_after((enum after)after);
                 succeed();
                 torn += assert_exact_or_torn(after == NOTHING);
                 cases++;
-                file_close(&it);
+                file_close();
             }
         }
     print_message("%d kills, %d of them ended torn\n", cases, torn);
@@ -650,31 +242,17 @@ static void a_kill_of_the_successor_loses_nothing_either(void **state)
     for (int at = 1; first; at++) {
         bool second = true;
         for (int again = 1; second; again++) {
-            struct file it;
-            make_shape(&it, SPARSE);
-            first = move_and_die(at);
-            second = resume_and_die(again);
+            make_shape(SPARSE);
+            first = dies(at, 2, move_a_unit, NULL);
+            restart();
+            second = dies_resuming(again, 2);
+            restart();
             if (second)
-                resume_and_die(again + 1);
-            if (getenv("DBG")) {
-                struct growing_state *q = &it.shared->state;
-                int n = 0, m = 0;
-                for (int i = 0; i < GROWING_PIPES; i++) {
-                    int k;
-                    ioctl(pipes.frozen[i][0], FIONREAD, &k);
-                    n += k;
-                }
-                ioctl(pipes.copy[0], FIONREAD, &m);
-                print_message("at %d again %d first %d second %d moved %lx intent %lx torn %d "
-                              "frozen %d copy %d data %lx hole %lx\n",
-                              at, again, first, second, q->moved, q->intent, q->torn, n, m,
-                              lseek(it.memory_fd, UNIT, SEEK_DATA),
-                              lseek(it.memory_fd, UNIT, SEEK_HOLE));
-            }
+                dies_resuming(again + 1, 2);
             succeed();
             assert_exact_or_torn(true);
             cases++;
-            file_close(&it);
+            file_close();
         }
     }
     print_message("%d pairs of kills\n", cases);
@@ -688,21 +266,20 @@ static void a_write_at_any_step_ends_exact_or_torn(void **state)
         int exact = 0, torn = 0;
         bool reached = true;
         for (int at = 1; reached; at++) {
-            struct file it;
-            make_shape(&it, (enum shape)shape);
-            written = write_old_part;
-            steps = 0;
-            write_at = at;
+            make_shape((enum shape)shape);
+            faults.write = write_old_part;
+            faults.steps = 0;
+            faults.write_at = at;
             move_to(2 * UNIT);
-            reached = steps >= at;
-            write_at = 0;
+            reached = faults.steps >= at;
+            faults.write_at = 0;
             bool is = assert_exact_or_torn(!reached);
             torn += is;
             exact += !is;
             /* Once past the punch, always past it. */
             if (torn && reached)
                 assert_true(is);
-            file_close(&it);
+            file_close();
         }
         print_message("shape %d: %d steps exact, %d torn\n", shape, exact, torn);
         assert_true(exact > 1);
@@ -718,16 +295,15 @@ static void a_write_and_then_a_kill_end_exact_or_torn(void **state)
     bool killed = true;
     for (int at = 2; killed; at++)
         for (int before = 1; before <= 3 && before < at; before++) {
-            struct file it;
-            make_shape(&it, SPARSE);
-            written = write_old_part;
-            write_at = at - before;
-            killed = move_and_die(at);
+            make_shape(SPARSE);
+            faults.write = write_old_part;
+            faults.write_at = at - before;
+            killed = dies(at, 2, move_a_unit, NULL);
             /* The child wrote into the shared model, but its size is the same. */
             succeed();
             assert_exact_or_torn(false);
             cases++;
-            file_close(&it);
+            file_close();
         }
     assert_true(cases > 20);
 }
@@ -745,14 +321,13 @@ static void a_late_end_of_file_is_noticed(void **state)
     int torn = 0;
     bool reached = true;
     for (int at = 1; reached; at++) {
-        struct file it;
-        file_new(&it, SMALL + 100, false);
+        file_new(SMALL + 100, false);
         put_pattern(0, SMALL);
-        steps = 0;
-        write_at = at;
-        written = append_late;
-        errint_t error = growing_assemble(&it.growing, &it.mover, &it.err);
-        reached = steps >= at;
+        faults.steps = 0;
+        faults.write_at = at;
+        faults.write = append_late;
+        errint_t error = growing_assemble(&file.growing, &file.mover, &file.err);
+        reached = faults.steps >= at;
         assert_true(error == 0 || error == -EIO);
         if (!error)
             assert_disk();
@@ -762,7 +337,7 @@ static void a_late_end_of_file_is_noticed(void **state)
         /* A successor knows it, too. */
         succeed();
         assert_int_equal(is_torn(), error != 0);
-        file_close(&it);
+        file_close();
     }
     assert_true(torn > 0);
 }
@@ -771,27 +346,24 @@ static void pipes_that_were_lost_make_the_file_torn(void **state)
 {
     (void)state;
     NEED_PIPES;
-    struct file it;
     bool found = false;
     for (int at = 1; !found; at++) {
-        make_shape(&it, DENSE);
-        assert_true(move_and_die(at));
-        found = it.shared->state.intent != 0;
+        make_shape(DENSE);
+        assert_true(dies(at, 2, move_a_unit, NULL));
+        found = file.shared->state.intent != 0;
         if (!found)
-            file_close(&it);
+            file_close();
     }
     growing_pipes_close(&pipes);
     assert_int_equal(growing_pipes_open(&pipes, NULL), 0);
-    file_detach(&it);
-    file_attach(&it, &it.shared->state);
-    assert_int_equal(growing_resume(&it.growing, &it.mover, &it.err), -EIO);
-    assert_true(it.err.message[0]);
+    restart();
+    assert_int_equal(growing_resume(&file.growing, &file.mover, &file.err), -EIO);
+    assert_true(file.err.message[0]);
     assert_true(is_torn());
-    assert_int_equal(growing_truncate(&it.growing, 0), 0);
-    it.size = 0;
+    cut(0);
     assert_false(is_torn());
     assert_assembles();
-    file_close(&it);
+    file_close();
 }
 
 /* --- failures --- */
@@ -803,20 +375,20 @@ static void a_failing_disk_leaves_everything_in_memory(void **state)
     static const int errors[] = {ENOSPC, EIO};
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(errors); i++)
         for (int exclusive = 0; exclusive < 2; exclusive++) {
-            struct file it;
-            file_new(&it, SMALL, exclusive);
+            file_new(SMALL, exclusive);
             put_pattern(0, SMALL);
             uint64_t before = memory_bytes();
-            fail_disk_fd_error = errors[i];
-            assert_int_equal(growing_move(&it.growing, &it.mover, SMALL, &it.err), -errors[i]);
-            assert_int_equal(growing_assemble(&it.growing, &it.mover, &it.err), -errors[i]);
-            fail_disk_fd_error = 0;
+            fail_disk_writes(1, FOR_EVER, errors[i]);
+            assert_int_equal(growing_move(&file.growing, &file.mover, SMALL, &file.err),
+                             -errors[i]);
+            assert_int_equal(growing_assemble(&file.growing, &file.mover, &file.err), -errors[i]);
+            mend_disk();
             assert_int_equal(memory_bytes(), before);
-            assert_int_equal(growing_moved(&it.growing), 0);
-            assert_int_equal(it.shared->notes, 0);
+            assert_int_equal(growing_moved(&file.growing), 0);
+            assert_int_equal(file.shared->notes, 0);
             assert_reads();
             assert_assembles();
-            file_close(&it);
+            file_close();
         }
 }
 
@@ -824,25 +396,24 @@ static void short_writes_and_a_disk_without_direct_io_are_handled(void **state)
 {
     (void)state;
     NEED_PIPES;
-    struct file it;
-    file_new(&it, SMALL, false);
+    file_new(SMALL, false);
     put_pattern(0, SMALL);
-    disk_write_at_most = 100001;
+    faults.disk_write_at_most = 100001;
     assert_assembles();
-    file_close(&it);
-    disk_write_at_most = 0;
-    no_direct = true;
-    file_new(&it, SMALL, false);
+    file_close();
+    faults.disk_write_at_most = 0;
+    faults.no_direct = true;
+    file_new(SMALL, false);
     put_pattern(0, SMALL);
     assert_assembles();
-    no_direct = false;
-    file_close(&it);
+    faults.no_direct = false;
+    file_close();
 }
 
 static void fail_disk(void)
 {
     write_old_part();
-    fail_disk_fd_error = EIO;
+    fail_disk_writes(1, FOR_EVER, EIO);
 }
 
 static void a_disk_that_fails_after_the_punch_costs_nothing(void **state)
@@ -852,29 +423,28 @@ static void a_disk_that_fails_after_the_punch_costs_nothing(void **state)
     int pending = 0;
     bool reached = true;
     for (int at = 1; reached; at++) {
-        struct file it;
-        make_shape(&it, DENSE);
-        steps = 0;
-        write_at = at;
-        written = fail_disk;
-        errint_t error = growing_move(&it.growing, &it.mover, 2 * UNIT, &it.err);
-        reached = steps >= at;
-        write_at = 0;
-        if (error && it.shared->state.intent) {
+        make_shape(DENSE);
+        faults.steps = 0;
+        faults.write_at = at;
+        faults.write = fail_disk;
+        errint_t error = growing_move(&file.growing, &file.mover, 2 * UNIT, &file.err);
+        reached = faults.steps >= at;
+        faults.write_at = 0;
+        if (error && file.shared->state.intent) {
             unsigned char byte;
             pending++;
-            assert_int_equal(growing_read(&it.growing, &byte, 1, UNIT), -EIO);
-            assert_int_equal(growing_read(&it.growing, &byte, 1, 2 * UNIT), 1);
-            assert_int_equal(growing_move(&it.growing, &it.mover, SMALL, NULL), -EBUSY);
-            assert_int_equal(growing_truncate(&it.growing, 0), -EBUSY);
-            assert_int_equal(growing_punch(&it.growing, 0, 1), -EBUSY);
-            assert_int_equal(growing_resume(&it.growing, &it.mover, NULL), -EIO);
-            fail_disk_fd_error = 0;
-            assert_int_equal(growing_resume(&it.growing, &it.mover, NULL), 0);
+            assert_int_equal(growing_read(&file.growing, &byte, 1, UNIT), -EIO);
+            assert_int_equal(growing_read(&file.growing, &byte, 1, 2 * UNIT), 1);
+            assert_int_equal(growing_move(&file.growing, &file.mover, SMALL, NULL), -EBUSY);
+            assert_int_equal(growing_truncate(&file.growing, 0), -EBUSY);
+            assert_int_equal(growing_punch(&file.growing, 0, 1), -EBUSY);
+            assert_int_equal(growing_resume(&file.growing, &file.mover, NULL), -EIO);
+            mend_disk();
+            resume();
         }
-        fail_disk_fd_error = 0;
+        mend_disk();
         assert_exact_or_torn(false);
-        file_close(&it);
+        file_close();
     }
     assert_true(pending > 0);
 }
@@ -884,21 +454,20 @@ static void a_note_that_fails_costs_nothing(void **state)
     (void)state;
     NEED_PIPES;
     for (int exclusive = 0; exclusive < 2; exclusive++)
-        for (int restart = 0; restart < 2; restart++)
+        for (int restarts = 0; restarts < 2; restarts++)
             for (int at = 1; at <= (exclusive ? 1 : 2); at++) {
-                struct file it;
-                file_new(&it, SMALL, exclusive);
+                file_new(SMALL, exclusive);
                 put_pattern(0, SMALL);
-                it.shared->note_fails_at = at;
-                it.shared->note_error = -ENOMEM;
-                assert_int_equal(growing_move(&it.growing, &it.mover, SMALL, NULL), -ENOMEM);
+                file.shared->note_fails_at = at;
+                file.shared->note_error = -ENOMEM;
+                assert_int_equal(growing_move(&file.growing, &file.mover, SMALL, NULL), -ENOMEM);
                 assert_reads();
-                if (restart)
+                if (restarts)
                     succeed();
                 else
-                    assert_int_equal(growing_resume(&it.growing, &it.mover, NULL), 0);
+                    resume();
                 assert_exact_or_torn(true);
-                file_close(&it);
+                file_close();
             }
 }
 
@@ -909,21 +478,20 @@ static void a_full_disk_refuses_and_goes_on_when_it_has_room(void **state)
     char path[128];
     snprintf(path, sizeof path, "%s/full", place);
     assert_int_equal(mkdir(path, 0700), 0);
-    if (!huge || !mount_private(path, "size=5m"))
+    if (!mounted || !mount_private(path, "size=5m"))
         skip();
-    struct file it;
-    file_new(&it, 5 * UNIT, false);
-    file_detach(&it);
-    close(it.disk_fd);
-    it.disk_fd = open_new(path, "disk", O_RDWR | O_CREAT);
-    file_attach(&it, NULL);
+    file_new(5 * UNIT, false);
+    detach();
+    close(file.disk_fd);
+    file.disk_fd = open_in(path, "disk", O_RDWR | O_CREAT);
+    attach(NULL);
     put_pattern(0, 5 * UNIT);
-    errint_t error = growing_move(&it.growing, &it.mover, UINT64_MAX, &it.err);
+    errint_t error = growing_move(&file.growing, &file.mover, UINT64_MAX, &file.err);
     assert_int_equal(error, -ENOSPC);
     assert_reads();
     assert_int_equal(mount("none", path, "tmpfs", MS_REMOUNT, "size=20m"), 0);
     assert_assembles();
-    file_close(&it);
+    file_close();
     assert_int_equal(umount2(path, MNT_DETACH), 0);
 }
 
@@ -948,22 +516,17 @@ static void truncating_is_exact_everywhere(void **state)
     for (int exclusive = 0; exclusive < 2; exclusive++)
         for (int assembled = 0; assembled < 2; assembled++)
             for (size_t i = 0; i < MOB_ARRAY_LENGTH(sizes); i++) {
-                struct file it;
-                file_new(&it, 5 * UNIT, exclusive);
+                file_new(5 * UNIT, exclusive);
                 put_pattern(0, SMALL);
                 move_to(SMALL);
                 if (assembled)
                     assert_assembles();
-                assert_int_equal(growing_truncate(&it.growing, sizes[i]), 0);
-                if (sizes[i] < it.size)
-                    memset(it.shared->model + sizes[i], 0, (size_t)(it.size - sizes[i]));
-                it.size = sizes[i];
-                assert_true(growing_moved(&it.growing) <= sizes[i] || sizes[i] >= SMALL);
+                cut(sizes[i]);
+                assert_true(growing_moved(&file.growing) <= sizes[i] || sizes[i] >= SMALL);
                 assert_false(is_torn());
                 assert_reads();
                 /* And longer again: there are zeros. */
-                assert_int_equal(growing_truncate(&it.growing, 4 * UNIT + 9), 0);
-                it.size = 4 * UNIT + 9;
+                cut(4 * UNIT + 9);
                 assert_reads();
                 if (!exclusive) {
                     put_pattern(4 * UNIT, 5 * UNIT);
@@ -971,23 +534,13 @@ static void truncating_is_exact_everywhere(void **state)
                 }
                 assert_reads();
                 assert_assembles();
-                file_close(&it);
+                file_close();
             }
 }
 
-static bool truncate_and_die(int at, uint64_t size)
+static errint_t truncate_it(const void *size)
 {
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        alarm(60);
-        steps = 0;
-        kill_at = at;
-        _exit(growing_truncate(&file->growing, size) ? 1 : 0);
-    }
-    int status;
-    assert_int_equal(waitpid(child, &status, 0), child);
-    return WIFSIGNALED(status);
+    return growing_truncate(&file.growing, *(const uint64_t *)size);
 }
 
 static void a_kill_while_truncating_loses_nothing(void **state)
@@ -999,29 +552,24 @@ static void a_kill_while_truncating_loses_nothing(void **state)
         for (size_t i = 0; i < MOB_ARRAY_LENGTH(sizes); i++) {
             bool killed = true;
             for (int at = 1; killed; at++) {
-                struct file it;
-                struct stat info;
-                file_new(&it, SMALL, false);
+                file_new(SMALL, false);
                 put_pattern(0, SMALL);
                 move_to(SMALL);
                 if (assembled)
                     assert_assembles();
-                killed = truncate_and_die(at, sizes[i]);
+                killed = dies(at, 2, truncate_it, &sizes[i]);
                 succeed();
-                assert_int_equal(fstat(it.memory_fd, &info), 0);
-                assert_true((uint64_t)info.st_size == SMALL || (uint64_t)info.st_size == sizes[i]);
-                it.size = (uint64_t)info.st_size;
+                file.size = size_in_memory();
+                assert_true(file.size == SMALL || file.size == sizes[i]);
                 assert_reads();
-                /* The request comes again. */
-                assert_int_equal(growing_truncate(&it.growing, sizes[i]), 0);
-                memset(it.shared->model + sizes[i], 0, (size_t)(SMALL - sizes[i]));
-                it.size = sizes[i];
+                /* The request comes again; the model is still that of before. */
+                file.size = SMALL;
+                cut(sizes[i]);
                 assert_reads();
-                assert_int_equal(growing_truncate(&it.growing, SMALL), 0);
-                it.size = SMALL;
+                cut(SMALL);
                 assert_reads();
                 assert_assembles();
-                file_close(&it);
+                file_close();
             }
         }
 }
@@ -1030,20 +578,18 @@ static void truncating_a_torn_file(void **state)
 {
     (void)state;
     NEED_PIPES;
-    struct file it;
-    file_new(&it, SMALL, false);
+    file_new(SMALL, false);
     put_pattern(0, SMALL);
     move_to(SMALL);
     put("tear", 4, 2 * UNIT + UNIT / 2);
     assert_true(is_torn());
-    assert_int_equal(growing_truncate(&it.growing, 3 * UNIT), -EIO);
-    assert_int_equal(growing_punch(&it.growing, 0, UNIT), -EIO);
+    assert_int_equal(growing_truncate(&file.growing, 3 * UNIT), -EIO);
+    assert_int_equal(growing_punch(&file.growing, 0, UNIT), -EIO);
     /* What is cut off does no harm. */
-    assert_int_equal(growing_truncate(&it.growing, UNIT + 10), 0);
-    it.size = UNIT + 10;
+    cut(UNIT + 10);
     assert_false(is_torn());
     assert_assembles();
-    file_close(&it);
+    file_close();
 }
 
 static void punching_is_exact_everywhere(void **state)
@@ -1051,28 +597,25 @@ static void punching_is_exact_everywhere(void **state)
     (void)state;
     NEED_PIPES;
     for (int exclusive = 0; exclusive < 2; exclusive++) {
-        struct file it;
-        file_new(&it, SMALL, exclusive);
+        file_new(SMALL, exclusive);
         put_pattern(0, SMALL);
         move_to(SMALL);
         static const uint64_t ranges[][2] = {
             {100, 50}, {(2 << 20) - 5, 10}, {(3 << 20) + 17, 99999}, {(6 << 20) - 4096, 8192}};
         for (size_t i = 0; i < MOB_ARRAY_LENGTH(ranges); i++) {
-            assert_int_equal(growing_punch(&it.growing, ranges[i][0], ranges[i][1]), 0);
-            memset(it.shared->model + ranges[i][0], 0, (size_t)ranges[i][1]);
+            punch(ranges[i][0], ranges[i][1]);
             assert_reads();
         }
         assert_false(is_torn());
         assert_assembles();
-        file_close(&it);
+        file_close();
     }
 }
 
 static void writes_through_us_go_where_the_bytes_are(void **state)
 {
     (void)state;
-    struct file it;
-    file_new(&it, 6 * UNIT, true);
+    file_new(6 * UNIT, true);
     static unsigned char bytes[1 << 20];
     unsigned seed = (unsigned)time(NULL);
     print_message("seed %u\n", seed);
@@ -1080,30 +623,23 @@ static void writes_through_us_go_where_the_bytes_are(void **state)
         uint64_t offset = (uint64_t)rand_r(&seed) % (5 * UNIT);
         size_t count = (size_t)rand_r(&seed) % sizeof bytes + 1;
         memset(bytes, rand_r(&seed), count);
-        assert_int_equal(growing_write(&it.growing, bytes, count, offset), 0);
-        memcpy(it.shared->model + offset, bytes, count);
-        if (offset + count > it.size)
-            it.size = offset + count;
+        put_through(bytes, count, offset);
         if (i % 10 == 3)
             move_to((uint64_t)rand_r(&seed) % (6 * UNIT));
         if (i % 50 == 40)
             succeed();
         if (i % 70 == 60)
             assert_assembles();
-        if (i % 30 == 20) {
-            uint64_t size = (uint64_t)rand_r(&seed) % (6 * UNIT);
-            assert_int_equal(growing_truncate(&it.growing, size), 0);
-            memset(it.shared->model + size, 0, (size_t)(6 * UNIT - size));
-            it.size = size;
-        }
+        if (i % 30 == 20)
+            cut((uint64_t)rand_r(&seed) % (6 * UNIT));
         if (i % 5 == 0)
             assert_reads();
     }
     assert_assembles();
-    file_close(&it);
-    file_new(&it, 10, false);
-    assert_int_equal(growing_write(&it.growing, "x", 1, 0), -EPERM);
-    file_close(&it);
+    file_close();
+    file_new(10, false);
+    assert_int_equal(growing_write(&file.growing, "x", 1, 0), -EPERM);
+    file_close();
 }
 
 /* --- real writers --- */
@@ -1120,7 +656,7 @@ static pid_t start_appending(uint64_t bytes)
         if (piece > bytes - done)
             piece = (size_t)(bytes - done);
         ssize_t put_bytes =
-            __real_pwrite64(file->writer_fd, file->shared->model + done, piece, (off_t)done);
+            __real_pwrite64(file.writer_fd, file.shared->model + done, piece, (off_t)done);
         if (put_bytes <= 0)
             _exit(1);
         done += (uint64_t)put_bytes;
@@ -1142,33 +678,33 @@ static void *read_along(void *argument)
     unsigned seed = 7;
     while (!atomic_load(&reader->stop)) {
         struct stat info;
-        if (fstat(file->memory_fd, &info) < 0 || info.st_size == 0)
+        if (fstat(file.memory_fd, &info) < 0 || info.st_size == 0)
             continue;
         uint64_t size = (uint64_t)info.st_size;
         uint64_t offset = (uint64_t)rand_r(&seed) * 977 % size;
         size_t count = sizeof buffer < size - offset ? sizeof buffer : (size_t)(size - offset);
-        ssize_t got = growing_read(&file->growing, buffer, count, offset);
+        ssize_t got = growing_read(&file.growing, buffer, count, offset);
         reader->reads++;
-        if (got != (ssize_t)count || memcmp(buffer, file->shared->model + offset, count) != 0)
+        if (got != (ssize_t)count || memcmp(buffer, file.shared->model + offset, count) != 0)
             reader->wrong++;
         nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
     }
     return NULL;
 }
 
-static uint64_t append_and_move(struct file *it, uint64_t bytes, struct hold *hold)
+static void append_and_move(uint64_t bytes, struct hold *hold)
 {
-    uint64_t most = 0, begin = mob_monotonic_ns();
+    uint64_t most = 0;
     struct reader reader = {.reads = 0};
-    make_pattern(it->shared->model, 0, (size_t)bytes);
-    it->size = bytes;
-    it->mover.hold = hold;
-    begin = mob_monotonic_ns();
+    make_pattern(file.shared->model, 0, (size_t)bytes);
+    file.size = bytes;
+    file.mover.hold = hold;
+    uint64_t begin = mob_monotonic_ns();
     pid_t writer = start_appending(bytes);
     assert_int_equal(pthread_create(&reader.thread, NULL, read_along, &reader), 0);
     int status = -1;
     while (waitpid(writer, &status, WNOHANG) == 0) {
-        uint64_t moved = growing_moved(&it->growing);
+        uint64_t moved = growing_moved(&file.growing);
         /* A batch at a time, to see how much there is. */
         move_to((moved ? moved : UNIT) + GROWING_BATCH_BYTES);
         uint64_t now = memory_bytes();
@@ -1176,30 +712,28 @@ static uint64_t append_and_move(struct file *it, uint64_t bytes, struct hold *ho
             most = now;
     }
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-    uint64_t moved = growing_moved(&it->growing), ns = mob_monotonic_ns() - begin;
+    uint64_t moved = growing_moved(&file.growing), ns = mob_monotonic_ns() - begin;
     print_message("%s: writer done after %.0f ms, %.0f MB/s; %llu MiB moved by then, at most %llu "
                   "MiB in memory\n",
                   hold ? "with holds" : "without", (double)ns / 1e6,
                   (double)bytes * 1e3 / (double)ns, (unsigned long long)moved >> 20,
                   (unsigned long long)most >> 20);
-    it->mover.hold = NULL;
+    file.mover.hold = NULL;
     move_to(UINT64_MAX);
     atomic_store(&reader.stop, true);
     pthread_join(reader.thread, NULL);
     assert_int_equal(reader.wrong, 0);
     assert_true(reader.reads > 0);
     assert_assembles();
-    return most;
 }
 
 static void a_writer_at_full_speed_is_moved_behind(void **state)
 {
     (void)state;
     NEED_PIPES;
-    struct file it;
-    file_new(&it, 128 << 20, false);
-    append_and_move(&it, 128 << 20, NULL);
-    file_close(&it);
+    file_new(128 << 20, false);
+    append_and_move(128 << 20, NULL);
+    file_close();
 }
 
 static void with_holds_a_fast_writer_is_moved_as_exactly(void **state)
@@ -1212,11 +746,10 @@ static void with_holds_a_fast_writer_is_moved_as_exactly(void **state)
         print_message("%s\n", err.message);
         skip();
     }
-    struct file it;
-    file_new(&it, 384 << 20, false);
+    file_new(384 << 20, false);
     /* How much is in memory at the most depends on how busy the machine is: not asserted. */
-    append_and_move(&it, 384 << 20, hold);
-    file_close(&it);
+    append_and_move(384 << 20, hold);
+    file_close();
     hold_close(hold);
 }
 
@@ -1231,14 +764,14 @@ static pid_t start_rewriting(unsigned seed, uint64_t size)
     static unsigned char bytes[20000];
     /* Some write once or twice, some all the time, at random moments. */
     unsigned left = (unsigned)rand_r(&seed) % 4 ? (unsigned)rand_r(&seed) % 3 + 1 : 1000000;
-    while (left-- && !atomic_load(&file->shared->stop)) {
+    while (left-- && !atomic_load(&file.shared->stop)) {
         usleep((unsigned)rand_r(&seed) % 3000);
         size_t count = (size_t)rand_r(&seed) % sizeof bytes + 1;
         uint64_t offset = UNIT / 2 + (uint64_t)rand_r(&seed) % (size - count - UNIT / 2);
         memset(bytes, rand_r(&seed), count);
-        if (__real_pwrite64(file->writer_fd, bytes, count, (off_t)offset) != (ssize_t)count)
+        if (__real_pwrite64(file.writer_fd, bytes, count, (off_t)offset) != (ssize_t)count)
             _exit(1);
-        memcpy(file->shared->model + offset, bytes, count);
+        memcpy(file.shared->model + offset, bytes, count);
     }
     _exit(0);
 }
@@ -1252,10 +785,9 @@ static void a_writer_that_comes_back_ends_exact_or_torn(void **state)
     unsigned first = (unsigned)time(NULL) * 1000;
     print_message("seed %u\n", first);
     for (unsigned round = 0; round < ROUNDS; round++) {
-        struct file it;
         uint64_t size = 4 * UNIT + TAIL;
         int status;
-        file_new(&it, size, false);
+        file_new(size, false);
         if (round % 3 == 0) {
             put("a", 1, 0);
             put_pattern(UNIT + UNIT / 2, UNIT * 2 + 4000);
@@ -1264,13 +796,13 @@ static void a_writer_that_comes_back_ends_exact_or_torn(void **state)
             put_pattern(0, size);
         }
         pid_t writer = start_rewriting(first + round, size);
-        errint_t error = growing_move(&it.growing, &it.mover, UINT64_MAX, &it.err);
+        errint_t error = growing_move(&file.growing, &file.mover, UINT64_MAX, &file.err);
         assert_true(error == 0 || error == -EIO);
-        atomic_store(&it.shared->stop, true);
+        atomic_store(&file.shared->stop, true);
         assert_int_equal(waitpid(writer, &status, 0), writer);
         assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
         torn += assert_exact_or_torn(false);
-        file_close(&it);
+        file_close();
     }
     print_message("%d of %d torn\n", torn, ROUNDS);
 }
@@ -1280,13 +812,12 @@ static void moving_is_about_as_fast_as_the_disk(void **state)
     (void)state;
     NEED_PIPES;
     static const uint64_t bytes = 256 << 20;
-    struct file it;
-    file_new(&it, bytes, false);
+    file_new(bytes, false);
     put_pattern(0, bytes);
-    int direct = open_new(place, "direct", O_WRONLY | O_CREAT | O_DIRECT);
+    int direct = open_in(place, "direct", O_WRONLY | O_CREAT | O_DIRECT);
     unsigned char *unit = aligned_alloc(PAGE, UNIT);
     assert_non_null(unit);
-    memcpy(unit, it.shared->model, UNIT);
+    memcpy(unit, file.shared->model, UNIT);
     uint64_t begin = mob_monotonic_ns();
     for (uint64_t at = 0; at < bytes; at += UNIT)
         if (__real_pwrite64(direct, unit, UNIT, (off_t)at) != (ssize_t)UNIT)
@@ -1294,14 +825,14 @@ static void moving_is_about_as_fast_as_the_disk(void **state)
     uint64_t middle = mob_monotonic_ns();
     move_to(bytes);
     uint64_t end = mob_monotonic_ns();
-    assert_int_equal(growing_moved(&it.growing), bytes - UNIT);
+    assert_int_equal(growing_moved(&file.growing), bytes - UNIT);
     print_message("direct writes of 2 MiB %.0f MB/s, moving %.0f MB/s\n",
                   (double)bytes * 1e3 / (double)(middle - begin),
                   (double)bytes * 1e3 / (double)(end - middle));
     free(unit);
     close(direct);
     assert_assembles();
-    file_close(&it);
+    file_close();
 }
 
 /* --- holding --- */
@@ -1356,15 +887,14 @@ static void a_hold_stops_writers_and_lets_them_go_on(void **state)
 {
     (void)state;
     struct hold *hold = open_hold(2);
-    struct file it;
-    file_new(&it, UNIT, false);
+    file_new(UNIT, false);
     put_pattern(0, 100);
-    struct counter counter = {.fd = it.writer_fd};
+    struct counter counter = {.fd = file.writer_fd};
     assert_int_equal(pthread_create(&counter.thread, NULL, write_on, &counter), 0);
     for (int i = 0; i < 30; i++) {
         struct hold_token *token;
         usleep(3000);
-        assert_int_equal(hold_begin(hold, it.memory_fd, HOLD_ANYWHERE, SECOND_NS, &token), 0);
+        assert_int_equal(hold_begin(hold, file.memory_fd, HOLD_ANYWHERE, SECOND_NS, &token), 0);
         long before = atomic_load(&counter.writes) + 1; /* one that is done may not be counted */
         usleep(10000);
         long after = atomic_load(&counter.writes);
@@ -1378,13 +908,13 @@ static void a_hold_stops_writers_and_lets_them_go_on(void **state)
     pthread_join(counter.thread, NULL);
     /* Nothing of ours was written, nothing of ours is left open. */
     unsigned char got[64];
-    assert_int_equal(mob_pread_full(it.memory_fd, got, 64, 0), 64);
+    assert_int_equal(mob_pread_full(file.memory_fd, got, 64, 0), 64);
     assert_memory_equal(got, written_line, sizeof got);
-    close(it.writer_fd);
-    assert_int_equal(fcntl(it.memory_fd, F_SETLEASE, F_RDLCK), 0);
-    assert_int_equal(fcntl(it.memory_fd, F_SETLEASE, F_UNLCK), 0);
-    it.writer_fd = open_new(memory_dir, "file", O_WRONLY);
-    file_close(&it);
+    close(file.writer_fd);
+    assert_int_equal(fcntl(file.memory_fd, F_SETLEASE, F_RDLCK), 0);
+    assert_int_equal(fcntl(file.memory_fd, F_SETLEASE, F_UNLCK), 0);
+    file.writer_fd = open_in(memory_dir, "file", O_WRONLY);
+    file_close();
     hold_close(hold);
 }
 
@@ -1392,21 +922,20 @@ static void a_hold_changes_no_byte_and_no_hole(void **state)
 {
     (void)state;
     struct hold *hold = open_hold(1);
-    struct file it;
     struct hold_token *token;
     struct stat before, after;
-    file_new(&it, 3 * UNIT, false);
-    assert_int_equal(hold_begin(hold, it.memory_fd, HOLD_ANYWHERE, SECOND_NS, &token), -ENODATA);
+    file_new(3 * UNIT, false);
+    assert_int_equal(hold_begin(hold, file.memory_fd, HOLD_ANYWHERE, SECOND_NS, &token), -ENODATA);
     put("x", 1, UNIT + 5);
-    assert_int_equal(fstat(it.memory_fd, &before), 0);
-    assert_int_equal(hold_begin(hold, it.memory_fd, HOLD_ANYWHERE, SECOND_NS, &token), 0);
+    assert_int_equal(fstat(file.memory_fd, &before), 0);
+    assert_int_equal(hold_begin(hold, file.memory_fd, HOLD_ANYWHERE, SECOND_NS, &token), 0);
     hold_end(token);
-    assert_int_equal(fstat(it.memory_fd, &after), 0);
+    assert_int_equal(fstat(file.memory_fd, &after), 0);
     assert_int_equal(before.st_blocks, after.st_blocks);
     assert_int_equal(before.st_size, after.st_size);
-    assert_int_equal(lseek(it.memory_fd, 0, SEEK_DATA) / (off_t)UNIT, 1);
+    assert_int_equal(lseek(file.memory_fd, 0, SEEK_DATA) / (off_t)UNIT, 1);
     assert_reads();
-    file_close(&it);
+    file_close();
     hold_close(hold);
 }
 
@@ -1414,12 +943,11 @@ static void a_punch_waits_for_the_end_of_a_hold(void **state)
 {
     (void)state;
     struct hold *hold = open_hold(1);
-    struct file it;
     struct hold_token *token;
-    file_new(&it, 3 * UNIT, false);
+    file_new(3 * UNIT, false);
     put_pattern(0, 3 * UNIT);
-    struct counter counter = {.fd = it.writer_fd};
-    assert_int_equal(hold_begin(hold, it.memory_fd, HOLD_ANYWHERE, SECOND_NS, &token), 0);
+    struct counter counter = {.fd = file.writer_fd};
+    assert_int_equal(hold_begin(hold, file.memory_fd, HOLD_ANYWHERE, SECOND_NS, &token), 0);
     assert_int_equal(pthread_create(&counter.thread, NULL, punch_it, &counter), 0);
     usleep(50000);
     assert_int_equal(atomic_load(&counter.writes), 0);
@@ -1427,7 +955,7 @@ static void a_punch_waits_for_the_end_of_a_hold(void **state)
     hold_end(token);
     pthread_join(counter.thread, NULL);
     assert_int_equal(atomic_load(&counter.writes), 1);
-    file_close(&it);
+    file_close();
     hold_close(hold);
 }
 
@@ -1435,21 +963,21 @@ static void holds_are_counted_and_bounded(void **state)
 {
     (void)state;
     struct hold *hold = open_hold(2);
-    struct file it;
     struct hold_token *first, *second, *third;
-    file_new(&it, UNIT, false);
+    file_new(UNIT, false);
     put("x", 1, 0);
-    int other = open_new(memory_dir, "other", O_RDWR | O_CREAT);
+    int other = open_in(memory_dir, "other", O_RDWR | O_CREAT);
     assert_int_equal(__real_pwrite64(other, "y", 1, 0), 1);
-    assert_int_equal(hold_begin(hold, it.memory_fd, HOLD_ANYWHERE, SECOND_NS, &first), 0);
+    assert_int_equal(hold_begin(hold, file.memory_fd, HOLD_ANYWHERE, SECOND_NS, &first), 0);
     /* The file's lock is had: a second hold of it can't get it in time, and isn't left behind. */
-    assert_int_equal(hold_begin(hold, it.memory_fd, HOLD_ANYWHERE, 20000000, &second), -ETIMEDOUT);
+    assert_int_equal(hold_begin(hold, file.memory_fd, HOLD_ANYWHERE, 20000000, &second),
+                     -ETIMEDOUT);
     assert_int_equal(hold_begin(hold, other, HOLD_ANYWHERE, SECOND_NS, &second), -EBUSY);
     hold_end(first);
     errint_t error;
     uint64_t end = mob_monotonic_ns() + SECOND_NS;
     assert_int_equal(hold_begin(hold, other, HOLD_ANYWHERE, SECOND_NS, &second), 0);
-    while ((error = hold_begin(hold, it.memory_fd, HOLD_ANYWHERE, SECOND_NS, &first)) == -EBUSY)
+    while ((error = hold_begin(hold, file.memory_fd, HOLD_ANYWHERE, SECOND_NS, &first)) == -EBUSY)
         assert_true(mob_monotonic_ns() < end); /* until the one that timed out is back */
     assert_int_equal(error, 0);
     assert_int_equal(hold_begin(hold, other, HOLD_ANYWHERE, SECOND_NS, &third), -EBUSY);
@@ -1458,7 +986,7 @@ static void holds_are_counted_and_bounded(void **state)
     put("more", 4, 100);
     assert_int_equal(hold_begin(hold, -1, HOLD_ANYWHERE, SECOND_NS, &first), -ENOENT);
     close(other);
-    file_close(&it);
+    file_close();
     hold_close(hold);
 }
 
@@ -1466,10 +994,9 @@ static void writers_go_on_when_the_holder_is_killed(void **state)
 {
     (void)state;
     hold_close(open_hold(1));
-    struct file it;
     int ready[2];
     char byte;
-    file_new(&it, UNIT, false);
+    file_new(UNIT, false);
     put("x", 1, 0);
     assert_int_equal(pipe2(ready, O_CLOEXEC), 0);
     pid_t child = fork();
@@ -1479,7 +1006,7 @@ static void writers_go_on_when_the_holder_is_killed(void **state)
         struct hold_token *token;
         alarm(60);
         if (hold_open(&hold, 1, NULL) ||
-            hold_begin(hold, it.memory_fd, HOLD_ANYWHERE, SECOND_NS, &token) ||
+            hold_begin(hold, file.memory_fd, HOLD_ANYWHERE, SECOND_NS, &token) ||
             write(ready[1], "r", 1) != 1)
             _exit(1);
         for (;;)
@@ -1487,7 +1014,7 @@ static void writers_go_on_when_the_holder_is_killed(void **state)
     }
     close(ready[1]);
     assert_int_equal(read(ready[0], &byte, 1), 1);
-    struct counter counter = {.fd = it.writer_fd};
+    struct counter counter = {.fd = file.writer_fd};
     assert_int_equal(pthread_create(&counter.thread, NULL, write_on, &counter), 0);
     usleep(30000);
     assert_int_equal(atomic_load(&counter.writes), 0);
@@ -1499,21 +1026,13 @@ static void writers_go_on_when_the_holder_is_killed(void **state)
     atomic_store(&counter.stop, true);
     pthread_join(counter.thread, NULL);
     close(ready[0]);
-    file_close(&it);
+    file_close();
 }
 
 int main(void)
 {
-    /* Hundreds of killed children take ThreadSanitizer minutes, and one thread moves: skipped. */
-#if defined(__SANITIZE_THREAD__)
-    return 77;
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-    return 77;
-#endif
-#endif
-
-    alarm(300); /* a test that fails with a hold in force would stop the next one for ever */
+    if (UNDER_THREAD_SANITIZER)
+        return 77; /* skipped */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_older_part_moves_and_the_head_stays),
         cmocka_unit_test(files_of_every_small_size_assemble),
@@ -1549,7 +1068,5 @@ int main(void)
         cmocka_unit_test(holds_are_counted_and_bounded),
         cmocka_unit_test(writers_go_on_when_the_holder_is_killed),
     };
-    if (getenv("MOBULA_TEST_FILTER"))
-        cmocka_set_test_filter(getenv("MOBULA_TEST_FILTER"));
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -1,6 +1,11 @@
 /* core/store/growing with a key: what is on disk is never in plaintext, and is exact whatever is
  * written, cut or punched. */
-#include "tests/unit/growing_encrypted_fixture.h"
+#include "tests/unit/growing_fixture.h"
+
+#include <pthread.h>
+#include <time.h>
+
+#define LIMIT (6 * UNIT)
 
 /* --- without faults --- */
 
@@ -12,8 +17,8 @@ static void an_encrypted_file_is_what_the_store_reads(void **state)
                                      5 * UNIT + 9};
     for (size_t i = 0; i < 2 * MOB_ARRAY_LENGTH(sizes); i++) {
         uint64_t size = sizes[i / 2];
-        open_file();
-        no_direct = i % 2;
+        file_new_encrypted(LIMIT);
+        faults.no_direct = i % 2;
         if (size)
             put_new((size_t)size, 0);
         move_to(size);
@@ -22,16 +27,15 @@ static void an_encrypted_file_is_what_the_store_reads(void **state)
         assemble();
         assert_reads();
         succeed();
-        resume();
         assert_reads();
-        close_file();
+        file_close();
     }
 }
 
 static void holes_become_blocks_of_zeros(void **state)
 {
     (void)state;
-    open_file();
+    file_new_encrypted(LIMIT);
     put_new(100, 3 * UNIT + 5);
     move_to(3 * UNIT);
     assert_int_equal(growing_moved(&file.growing), 3 * UNIT);
@@ -45,10 +49,9 @@ static void holes_become_blocks_of_zeros(void **state)
     put_new(10, 5 * UNIT + 50);
     assert_reads();
     succeed();
-    resume();
     assert_reads();
     assemble();
-    close_file();
+    file_close();
 }
 
 static uint64_t below(unsigned *seed, uint64_t limit)
@@ -89,7 +92,6 @@ static void random_operation(unsigned *seed)
         break;
     case 5:
         succeed();
-        resume();
         break;
     default:
         put_new((size_t)(rand_r(seed) % 8 ? count : BLOCK), pick_offset(seed));
@@ -103,8 +105,8 @@ static void random_operations_are_exact(void **state)
     unsigned seed = given ? (unsigned)strtoul(given, NULL, 10) : (unsigned)time(NULL);
     print_message("MOBULA_TEST_SEED=%u\n", seed);
     for (int round = 0; round < 4; round++) {
-        open_file();
-        no_direct = round % 2;
+        file_new_encrypted(LIMIT);
+        faults.no_direct = round % 2;
         for (int i = 0; i < 120; i++) {
             random_operation(&seed);
             uint64_t begin = below(&seed, LIMIT), count = below(&seed, 3 * BLOCK);
@@ -121,7 +123,7 @@ static void random_operations_are_exact(void **state)
         }
         assert_reads();
         assemble();
-        close_file();
+        file_close();
     }
 }
 
@@ -130,7 +132,7 @@ static void random_operations_are_exact(void **state)
 static void states_and_modes_that_can_not_be_are_refused(void **state)
 {
     (void)state;
-    open_file();
+    file_new_encrypted(LIMIT);
     put_new(3 * UNIT, 0);
     move_to(UNIT);
     struct growing_disk disk = {.fd = file.disk_fd, .key = key, .file = FILE_NUMBER};
@@ -153,7 +155,7 @@ static void states_and_modes_that_can_not_be_are_refused(void **state)
     assert_int_equal(growing_init(&it, file.memory_fd, &plain, true, &good, note, NULL), -EINVAL);
     assert_int_equal(growing_init(&it, file.memory_fd, &disk, true, &good, note, NULL), 0);
     growing_destroy(&it);
-    close_file();
+    file_close();
 }
 
 static void flip(uint64_t at)
@@ -184,7 +186,7 @@ static void a_wrong_byte_on_disk_is_an_error(void **state)
         0, 9, 13, 17, 25, 33, 73, 327, CIPHER_HEAD_BYTES, CIPHER_HEAD_BYTES + 700000};
     static const char zeros[CIPHER_HEAD_BYTES];
     static unsigned char raw[2][CIPHER_STRIDE_BYTES];
-    open_file();
+    file_new_encrypted(LIMIT);
     put_new(3 * UNIT + TAIL, 0);
     move_to(3 * UNIT);
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(places); i++) {
@@ -212,7 +214,7 @@ static void a_wrong_byte_on_disk_is_an_error(void **state)
     put_new(BLOCK, 5 * BLOCK);
     assert_reads();
     assemble();
-    close_file();
+    file_close();
 }
 
 /* --- readers --- */
@@ -241,9 +243,9 @@ static void a_reader_never_sees_a_part_of_a_block(void **state)
     static unsigned char bytes[CIPHER_BLOCK_BYTES];
     pthread_t threads[2];
     uint64_t until_ns = mob_monotonic_ns() + UINT64_C(500000000);
-    open_file();
-    put_new(SMALL, 0);
-    put(bytes, sizeof bytes, BLOCK);
+    file_new_encrypted(LIMIT);
+    put_new(UNIT + TAIL, 0);
+    put_through(bytes, sizeof bytes, BLOCK);
     move_to(UNIT);
     reader_ends = false;
     reads = bad_reads = 0;
@@ -251,7 +253,7 @@ static void a_reader_never_sees_a_part_of_a_block(void **state)
         assert_int_equal(pthread_create(&threads[i], NULL, read_along, NULL), 0);
     for (int i = 0; mob_monotonic_ns() < until_ns; i++) {
         memset(bytes, i, sizeof bytes);
-        put(bytes, sizeof bytes, BLOCK);
+        put_through(bytes, sizeof bytes, BLOCK);
     }
     reader_ends = true;
     for (int i = 0; i < 2; i++)
@@ -259,7 +261,7 @@ static void a_reader_never_sees_a_part_of_a_block(void **state)
     assert_true(reads > 0);
     assert_int_equal(bad_reads, 0);
     assert_reads();
-    close_file();
+    file_close();
 }
 
 int main(void)
@@ -272,5 +274,5 @@ int main(void)
         cmocka_unit_test(a_wrong_byte_on_disk_is_an_error),
         cmocka_unit_test(a_reader_never_sees_a_part_of_a_block),
     };
-    return cmocka_run_group_tests(tests, set_up, tear_down);
+    return cmocka_run_group_tests(tests, set_up_encrypted, tear_down);
 }

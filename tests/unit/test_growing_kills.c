@@ -1,20 +1,23 @@
 /* core/store/growing with a key: nothing is lost wherever the server is killed, the disk is full,
  * or a state can't be stored. */
-#include "tests/unit/growing_encrypted_fixture.h"
+#include "tests/unit/growing_fixture.h"
 
 /* --- kills --- */
 
 /* A sanitizer's program takes minutes for all of them. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_ADDRESS__)
 enum { SCENE_STEP = 4, QUARTERS = 2 };
 #else
 enum { SCENE_STEP = 1, QUARTERS = 4 };
 #endif
 
+#define SCENE_BYTES (UNIT + TAIL)
+#define SCENE_LIMIT (5 * UNIT)
+
 enum kind { WRITE, PUNCH, CUT, MOVE, ASSEMBLE };
 enum before { MOVED, ASSEMBLED, LENGTHENED };
 
-/* One operation on a file of SMALL bytes, of which the first unit is on disk, or all. */
+/* One operation on a file of SCENE_BYTES, of which the first unit is on disk, or all. */
 static const struct scene {
     const char *name;
     enum before before;
@@ -47,8 +50,8 @@ static unsigned char *scene_bytes, *scene_model; /* what is written, and the mod
 static void begin_scene(const struct scene *scene)
 {
     disk_dir = fast_dir;
-    open_file();
-    put_new(SMALL, 0);
+    file_new_encrypted(SCENE_LIMIT);
+    put_new(SCENE_BYTES, 0);
     move_to(UNIT);
     if (scene->before != MOVED)
         assemble();
@@ -64,11 +67,12 @@ static void begin_scene(const struct scene *scene)
         memset(scene_model + scene->offset, 0, (size_t)scene->bytes);
     if (scene->kind == CUT)
         memset(scene_model + scene->offset, 0, (size_t)(SCENE_LIMIT - scene->offset));
-    steps = disk_writes = file.shared->notes = 0;
+    faults.steps = faults.disk_writes = file.shared->notes = 0;
 }
 
-static errint_t play(const struct scene *scene)
+static errint_t play(const void *argument)
 {
+    const struct scene *scene = argument;
     switch (scene->kind) {
     case WRITE:
         return growing_write(&file.growing, scene_bytes, (size_t)scene->bytes, scene->offset);
@@ -83,21 +87,16 @@ static errint_t play(const struct scene *scene)
     }
 }
 
-static bool die(const struct scene *scene, int at, int quarters)
+/* Outside of [begin, end) it is the model; inside each byte is that or `other`'s. */
+static void assert_reads_or(uint64_t begin, uint64_t end, const unsigned char *other)
 {
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        alarm(60);
-        steps = 0;
-        kill_at = at;
-        cut_quarters = quarters;
-        _exit((scene ? play(scene) : growing_resume(&file.growing, &file.mover, &file.err)) != 0);
-    }
-    int status;
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_true(WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : WEXITSTATUS(status) == 0);
-    return WIFSIGNALED(status);
+    const unsigned char *model = file.shared->model;
+    unsigned char *got = read_everything();
+    for (uint64_t i = 0; i < file.size; i++)
+        if (got[i] != model[i] && (i < begin || i >= end || got[i] != other[i]))
+            fail_msg("byte %llu of %llu is %d, not %d", (unsigned long long)i,
+                     (unsigned long long)file.size, got[i], model[i]);
+    free(got);
 }
 
 /* Whatever was done of it, the rest is as it was. */
@@ -127,7 +126,6 @@ static void assert_scene_is_sound(void)
     memcpy(file.shared->model, got, (size_t)file.size);
     free(got);
     succeed();
-    resume();
     assert_reads();
     assemble();
     if (file.size < before)
@@ -158,17 +156,16 @@ static void a_kill_at_any_step_loses_nothing(void **state)
         for (int at = 1; killed; at++)
             for (int quarters = 0; quarters < QUARTERS; quarters++) {
                 begin_scene(&scenes[i]);
-                killed = die(&scenes[i], at, quarters);
+                killed = dies(at, quarters, play, &scenes[i]);
                 bool in_write = killed && file.shared->in_write;
                 kills += killed;
                 succeed();
-                resume();
                 assert_scene_reads(&scenes[i]);
                 if (quarters % 2)
                     assert_scene_is_sound();
                 else
                     end_scene(&scenes[i]);
-                close_file();
+                file_close();
                 if (quarters && !in_write)
                     break; /* the other quarters are the same */
             }
@@ -186,18 +183,17 @@ static void a_kill_of_the_successor_loses_nothing_either(void **state)
             bool again = true;
             for (int then = 1; again; then++) {
                 begin_scene(&scenes[i]);
-                killed = die(&scenes[i], at, 2);
-                succeed();
-                again = die(NULL, then, 1);
+                killed = dies(at, 2, play, &scenes[i]);
+                restart();
+                again = dies_resuming(then, 1);
                 kills += again;
                 succeed();
-                resume();
                 assert_scene_reads(&scenes[i]);
                 if (then % 2)
                     assert_scene_is_sound();
                 else
                     end_scene(&scenes[i]);
-                close_file();
+                file_close();
             }
         }
     }
@@ -213,23 +209,20 @@ static void a_full_disk_loses_nothing(void **state)
         for (int lasting = 0; lasting < 2; lasting++)
             for (int at = 1;; at++) {
                 begin_scene(&scenes[i]);
-                full_from = at;
-                full_until = lasting ? INT32_MAX : at + 1;
-                cut_quarters = 2;
+                fail_disk_writes(at, lasting ? FOR_EVER : at + 1, ENOSPC);
                 errint_t error = play(&scenes[i]);
-                bool was_full = disk_writes >= at;
+                bool was_full = faults.disk_writes >= at;
                 assert_int_equal(error, was_full ? -ENOSPC : 0);
                 if (was_full && at == 1)
                     assert_reads(); /* nothing has changed */
                 assert_scene_reads(&scenes[i]);
-                full_from = full_until = 0;
+                mend_disk();
                 if (at % 2) {
                     succeed();
-                    resume();
                     assert_scene_reads(&scenes[i]);
                 }
                 end_scene(&scenes[i]);
-                close_file();
+                file_close();
                 if (!was_full)
                     break;
             }
@@ -246,13 +239,13 @@ static bool fail_a_note(const struct scene *scene, int at, int then)
     file.shared->note_fails_at = 0;
     assert_scene_reads(scene);
     if (then > 1)
-        killed = die(NULL, then - 1, 2);
+        killed = dies_resuming(then - 1, 2);
     if (then > 0)
-        succeed();
+        restart();
     resume();
     assert_scene_reads(scene);
     end_scene(scene);
-    close_file();
+    file_close();
     return failed && (then < 2 || killed);
 }
 
@@ -272,7 +265,7 @@ static void a_note_that_fails_loses_nothing(void **state)
 static void a_write_waits_for_the_note_that_failed(void **state)
 {
     (void)state;
-    open_file();
+    file_new_encrypted(SCENE_LIMIT);
     put_new(2 * UNIT, 0);
     move_to(UNIT);
     assemble();
@@ -286,16 +279,14 @@ static void a_write_waits_for_the_note_that_failed(void **state)
     assert_reads();
     put_new(1000, UNIT + 100);
     succeed();
-    resume();
     assert_reads();
-    close_file();
+    file_close();
 }
 
 int main(void)
 {
-#if defined(__SANITIZE_THREAD__)
-    return 77; /* skipped: minutes, and one thread only */
-#endif
+    if (UNDER_THREAD_SANITIZER)
+        return 77; /* skipped */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_kill_at_any_step_loses_nothing),
         cmocka_unit_test(a_kill_of_the_successor_loses_nothing_either),
@@ -305,7 +296,8 @@ int main(void)
     };
     scene_bytes = malloc(SCENE_LIMIT);
     scene_model = malloc(SCENE_LIMIT);
-    int failed = scene_bytes && scene_model ? cmocka_run_group_tests(tests, set_up, tear_down) : 1;
+    int failed =
+        scene_bytes && scene_model ? cmocka_run_group_tests(tests, set_up_encrypted, tear_down) : 1;
     free(scene_bytes);
     free(scene_model);
     return failed;
