@@ -203,8 +203,6 @@ static void writers_go_on_when_the_holder_is_killed(void **state)
 
 int main(void)
 {
-    if (UNDER_THREAD_SANITIZER)
-        return 77; /* skipped */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_hold_stops_writers_and_lets_them_go_on),
         cmocka_unit_test(a_hold_changes_no_byte_and_no_hole),
