@@ -131,7 +131,8 @@ errint_t fs_attach(struct fs *fs, struct store *store, struct jobs *jobs, struct
     fs->store = store;
     fs->jobs = jobs;
     handles_each(fs->handles, adopt, fs);
-    staging_settle(fs, session_generation(fs->session) == 0);
+    staging_settle(fs, !session_is_settled(fs->session));
+    session_set_settled(fs->session);
     handles_each(fs->handles, poll_again, fs);
     return 0;
 }

@@ -80,6 +80,16 @@ void session_next_generation(struct session *session)
     atomic_fetch_add(&session->generation, 1);
 }
 
+bool session_is_settled(const struct session *session)
+{
+    return atomic_load(&session->settled);
+}
+
+void session_set_settled(struct session *session)
+{
+    atomic_store(&session->settled, true);
+}
+
 char *session_slot_payload(struct session *session, unsigned slot)
 {
     return (char *)session + payload_area_offset() + SESSION_STRIDE_BYTES * slot +

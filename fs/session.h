@@ -9,6 +9,7 @@
 #ifndef MOBULA_FS_SESSION_H
 #define MOBULA_FS_SESSION_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -29,5 +30,10 @@ void *session_handle_area(struct session *session, size_t *bytes);
  */
 unsigned session_generation(const struct session *session);
 void session_next_generation(struct session *session);
+
+/* Has a server of this mount seen to what the mount before it left? Until then there were no
+ * requests: each one that is killed while it starts leaves that to the next. */
+bool session_is_settled(const struct session *session);
+void session_set_settled(struct session *session);
 
 #endif

@@ -58,6 +58,7 @@ struct session {
     size_t handle_bytes;
     int memfd;
     _Atomic unsigned generation;
+    atomic_bool settled;
 
     /* INIT, written once: init_request whole, then init_bytes (release). */
     _Atomic uint32_t init_bytes;

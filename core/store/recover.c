@@ -318,6 +318,7 @@ static struct staged *from_record(struct store *store, const struct staged_recor
     staged->number = record->number;
     staged->root = record->root;
     staged->data.file = record->file;
+    staged->data.encrypted = record->flags & RECORD_DATA_ENCRYPTED;
     staged->request = record->request;
     staged->parent = record->parent;
     staged->key = record->key;
@@ -596,6 +597,16 @@ static errint_t count_others(struct store *store)
     return error;
 }
 
+/* The last steps: whoever is killed before begins again, with what is known of memory now. That it
+ * was lost must not be forgotten before all that was synced is there again. */
+static errint_t note_done(struct recovery *it)
+{
+    errint_t error = records_complete(&it->store->records, it->store->memory_fd);
+    if (error)
+        return error;
+    return it->store->trust.memory ? 0 : trust_running(it->store->state_fd, it->err);
+}
+
 static errint_t recover(struct recovery *it)
 {
     struct store *store = it->store;
@@ -616,10 +627,9 @@ static errint_t recover(struct recovery *it)
         error = recover_walk(store, META_SUMS, it, each_sum);
     if (!error)
         error = count_others(store);
-    if (!error && !store->trust.memory)
-        error = trust_running(store->state_fd, it->err);
     if (error)
         return error;
+    /* Nothing was changed yet, and nothing is refused from here on. */
     error = records_recover(&store->records, each_record, it);
     if (!error)
         error = remove_xattrs(store);
@@ -630,7 +640,8 @@ static errint_t recover(struct recovery *it)
     if (error)
         return error;
     sweep_files(it);
-    return check_numbers(it);
+    error = check_numbers(it);
+    return error ? error : note_done(it);
 }
 
 errint_t store_recover(struct store *store, struct mob_error *err)

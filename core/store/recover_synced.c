@@ -1,8 +1,9 @@
 /* Recovery of what fsync(2) had made durable of files that were being written: sync.h.
  *
- * Where memory is as it was, the staged file is there as well, or has become an object, which is
- * then settled. Where memory is lost, the note is all there is: it becomes a staged file again,
- * which was closed, and is committed as such. */
+ * Where the records of staged files are as they were, the staged file is there as well, or has
+ * become an object, which is then settled. Where they are lost, as memory was, or was taken down
+ * with files open, the note is all there is: it becomes a staged file again, which was closed, and
+ * is committed as such. */
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -253,11 +254,11 @@ static errint_t recover_note(struct recovery *it, uint64_t number)
         staged_put(store, staged);
     if (live || give_to_object(it, number, &view))
         return 0;
-    error = store->trust.memory ? 1 : make_staged(it, number, &view);
+    error = store->records.anew ? make_staged(it, number, &view) : 1;
     if (!error)
         mob_log_info("recovered: %.*s, as it was when it was synced", view.record.name_bytes,
                      view.name);
-    if (error == 1 && !store->trust.memory)
+    if (error == 1 && store->records.anew)
         mob_log_error("lost: %.*s, which was synced", view.record.name_bytes, view.name);
     return error == 1 ? delete_note(store, number) : error;
 }

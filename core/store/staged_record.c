@@ -11,6 +11,10 @@
 
 #include "core/store/store_internal.h"
 
+/* The file has its name once recovery has put into it what was synced of staged files. */
+#define RECORDS_NAME "staged"
+#define RECORDS_NEW_NAME "staged.new"
+
 enum { SLOT_FREE = 0, SLOT_VALID = 0x6d6f6231, BACKED_STEP = 512 };
 
 static uint32_t checksum_of(const struct staged_record *record)
@@ -37,7 +41,11 @@ static errint_t back_more(struct staged_records *records)
 
 errint_t records_open(struct staged_records *records, int dir_fd, struct mob_error *err)
 {
-    records->fd = openat(dir_fd, "staged", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    records->fd = openat(dir_fd, RECORDS_NAME, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    records->anew = records->fd < 0 && errno == ENOENT;
+    if (records->anew)
+        records->fd = openat(dir_fd, RECORDS_NEW_NAME,
+                             O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (records->fd < 0)
         return mob_error_set(err, -errno, "can't open the file of staged files: %s",
                              strerror(errno));
@@ -75,7 +83,14 @@ errint_t records_open(struct staged_records *records, int dir_fd, struct mob_err
 
 errint_t records_discard(int dir_fd)
 {
-    return unlinkat(dir_fd, "staged", 0) < 0 && errno != ENOENT ? -errno : 0;
+    return unlinkat(dir_fd, RECORDS_NAME, 0) < 0 && errno != ENOENT ? -errno : 0;
+}
+
+errint_t records_complete(const struct staged_records *records, int dir_fd)
+{
+    if (!records->anew || renameat(dir_fd, RECORDS_NEW_NAME, dir_fd, RECORDS_NAME) == 0)
+        return 0;
+    return -errno;
 }
 
 void records_close(struct staged_records *records)
@@ -118,6 +133,7 @@ errint_t records_write(struct staged_records *records, struct staged *staged)
         .flags = (uint8_t)((staged->unlinked ? RECORD_UNLINKED : 0) |
                            (staged->committed ? RECORD_COMMITTED : 0) |
                            (staged->closed ? RECORD_CLOSED : 0) |
+                           (staged->data.encrypted ? RECORD_DATA_ENCRYPTED : 0) |
                            (staged->mediated ? RECORD_MEDIATED : 0)),
         .name_bytes = staged->name_bytes,
         .grown_file = staged->split ? staged->grown.file : 0,

@@ -212,7 +212,7 @@ static errint_t rebuild_meta(struct store *store, const char *path, bool map_wri
     mob_log_warning("store: the metadata in %s is made anew from its journal: the machine has "
                     "crashed, or this is a copy, or it is damaged",
                     store->state_dir);
-    errint_t error = trust_discard(store->state_fd, err);
+    errint_t error = trust_discard(store->state_fd, store->trust.memory, err);
     if (!error)
         error = meta_open(&store->meta, path, map_writes, err);
     if (!error)
@@ -258,8 +258,8 @@ static errint_t open_meta(struct store *store, const struct store_options *optio
     errint_t error = journal_open(&journal_options, &store->journal, err);
     if (!error)
         error = open_meta_files(store, options, err);
-    /* Where memory is lost: once nothing can be refused any more, see recover(). The next server
-     * would take this one's empty memory for what it is. */
+    /* Where memory is lost: when recovery is done, see recover(). The next server would take this
+     * one's empty memory for what it is. */
     if (!error && store->trust.memory)
         error = trust_running(store->state_fd, err);
     if (error)
@@ -384,6 +384,10 @@ static errint_t open_as_it_is(const struct store_options *options, struct store 
         error = disk_open(&store->disk, options->spill_dirs, options->disk_bytes, store->owner,
                           store->key ? cipher_key_name(store->key) : "", err);
     store->forget_spill_dirs = options->forget_spill_dirs;
+    /* Recovery decrypts what was synced into memory; of a store that is not encrypted yet there is
+     * nothing to hide before the start can't be refused any more. */
+    if (!error && !store->key_is_new)
+        error = mark_memory(store, err);
     if (!error)
         error = store_recover(store, err);
     if (!error)

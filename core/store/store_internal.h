@@ -299,7 +299,13 @@ ssize_t staged_pread(struct staged *staged, void *buffer, size_t bytes, uint64_t
 
 /* --- staged_record.c: the file of records, mapped shared --- */
 
-enum { RECORD_UNLINKED = 1, RECORD_COMMITTED = 2, RECORD_CLOSED = 4, RECORD_MEDIATED = 8 };
+enum {
+    RECORD_UNLINKED = 1,
+    RECORD_COMMITTED = 2,
+    RECORD_CLOSED = 4,
+    RECORD_DATA_ENCRYPTED = 8, /* its data file is, which is what was synced of it */
+    RECORD_MEDIATED = 16,
+};
 
 struct staged_record {
     atomic_uint state;
@@ -328,10 +334,13 @@ struct staged_records {
     uint64_t version; /* of the newest record: a higher one was written later, whichever file's */
     uint32_t *free;
     uint32_t free_count;
+    bool anew; /* there were none: not even of files that the notes of what was synced know */
 };
 
 MOB_MUST_CHECK errint_t records_open(struct staged_records *records, int dir_fd,
                                      struct mob_error *err);
+/* Recovery is done. Before that, the next records_open() finds none, if this one found none. */
+MOB_MUST_CHECK errint_t records_complete(const struct staged_records *records, int dir_fd);
 void records_close(struct staged_records *records);
 /* Instead of opening them: removes what is there. */
 MOB_MUST_CHECK errint_t records_discard(int dir_fd);

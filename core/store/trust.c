@@ -14,25 +14,41 @@
 enum { TEXT_BYTES = 160, CHUNK_BYTES = 1 << 20 };
 static const char data_path[] = "meta/data.mdb";
 
+static errint_t read_boot(char **boot)
+{
+    size_t bytes;
+    errint_t error = mob_read_file(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 64, boot, &bytes);
+    if (!error)
+        (*boot)[strcspn(*boot, "\n")] = '\0';
+    return error;
+}
+
+/* What is said while data.mdb is made anew. */
+static errint_t memory_text(char out[TEXT_BYTES])
+{
+    cleanup_free char *boot = NULL;
+    errint_t error = read_boot(&boot);
+    if (!error)
+        snprintf(out, TEXT_BYTES, "mobula 1 memory %s\n", boot);
+    return error;
+}
+
 /* An inode's number may be given again, to the file of a copy that takes the place of a removed
  * directory: when it was made tells them apart, where the filesystem knows it. */
 static errint_t running_text(int state_fd, char out[TEXT_BYTES])
 {
     struct statx info;
-    char *boot = NULL;
-    size_t bytes;
+    cleanup_free char *boot = NULL;
     if (statx(state_fd, data_path, AT_SYMLINK_NOFOLLOW, STATX_INO | STATX_BTIME, &info) < 0)
         return -errno;
     if (!(info.stx_mask & STATX_BTIME))
         info.stx_btime = (struct statx_timestamp){0};
-    errint_t error = mob_read_file(AT_FDCWD, "/proc/sys/kernel/random/boot_id", 64, &boot, &bytes);
+    errint_t error = read_boot(&boot);
     if (error)
         return error;
-    boot[strcspn(boot, "\n")] = '\0';
     snprintf(out, TEXT_BYTES, "mobula 1 running %s %u:%u %ju %jd.%u\n", boot, info.stx_dev_major,
              info.stx_dev_minor, (uintmax_t)info.stx_ino, (intmax_t)info.stx_btime.tv_sec,
              info.stx_btime.tv_nsec);
-    free(boot);
     return 0;
 }
 
@@ -88,32 +104,40 @@ static char *read_text(int state_fd, const char *name)
     return mob_read_file(state_fd, name, TEXT_BYTES, &text, &bytes) ? NULL : text;
 }
 
+/* `data`: there is a data.mdb. */
+static errint_t read_running(int state_fd, bool data, struct trust *out)
+{
+    char whole[TEXT_BYTES] = "", memory[TEXT_BYTES];
+    cleanup_free char *running = read_text(state_fd, "running");
+    if (!running)
+        return 0;
+    errint_t error = memory_text(memory);
+    if (!error && data)
+        error = running_text(state_fd, whole);
+    out->meta = !error && !strcmp(running, whole);
+    out->memory = out->meta || (!error && !strcmp(running, memory));
+    return error;
+}
+
 errint_t trust_read(int state_fd, struct trust *out, struct mob_error *err)
 {
-    char expected[TEXT_BYTES];
     struct stat info;
+    errint_t error = 0;
     *out = (struct trust){0};
-    if (fstatat(state_fd, data_path, &info, AT_SYMLINK_NOFOLLOW) < 0) {
-        if (errno != ENOENT)
-            return mob_error_set(err, -errno, "%s: %s", data_path, strerror(errno));
-        out->fresh = true;
-        return 0;
-    }
+    out->fresh = fstatat(state_fd, data_path, &info, AT_SYMLINK_NOFOLLOW) < 0;
+    if (out->fresh && errno != ENOENT)
+        return mob_error_set(err, -errno, "%s: %s", data_path, strerror(errno));
     cleanup_free char *clean = read_text(state_fd, "clean");
-    cleanup_free char *running = read_text(state_fd, "running");
-    bool ended = clean || faccessat(state_fd, "clean", F_OK, AT_SYMLINK_NOFOLLOW) == 0;
-    if (ended) {
-        out->clean = out->memory = true;
+    out->clean = clean || faccessat(state_fd, "clean", F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+    if (out->clean) {
+        out->memory = true;
         out->meta = clean && is_as_left(state_fd, clean);
         if (!out->meta)
             mob_log_error("store: %s is not as it was left", data_path);
-    } else if (running) {
-        errint_t error = running_text(state_fd, expected);
-        if (error)
-            return mob_error_set(err, error, "%s: %s", data_path, strerror(-error));
-        out->meta = out->memory = !strcmp(running, expected);
+    } else {
+        error = read_running(state_fd, !out->fresh, out);
     }
-    return 0;
+    return error ? mob_error_set(err, error, "running: %s", strerror(-error)) : 0;
 }
 
 static errint_t unlink_if_there(int state_fd, const char *name)
@@ -157,13 +181,21 @@ errint_t trust_clean(int state_fd, uint64_t used_bytes)
     return fd < 0 || fsync(fd) < 0 || fsync(state_fd) < 0 ? -errno : 0;
 }
 
-errint_t trust_discard(int state_fd, struct mob_error *err)
+/* In this order: whoever is killed in between says of memory what was said before. What is removed
+ * must not be there again after a power cut. */
+errint_t trust_discard(int state_fd, bool memory, struct mob_error *err)
 {
-    static const char *const names[] = {"clean", "running", "meta/lock.mdb", data_path};
+    static const char *const names[] = {"clean", "meta/lock.mdb", data_path};
+    char text[TEXT_BYTES];
+    errint_t error = memory ? memory_text(text) : unlink_if_there(state_fd, "running");
+    if (!error && memory)
+        error = mob_write_file(state_fd, "running", text, strlen(text), 0600);
+    if (error)
+        return mob_error_set(err, error, "running: %s", strerror(-error));
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(names); i++) {
-        errint_t error = unlink_if_there(state_fd, names[i]);
+        error = unlink_if_there(state_fd, names[i]);
         if (error)
             return mob_error_set(err, error, "%s: %s", names[i], strerror(-error));
     }
-    return 0;
+    return fsync(state_fd) < 0 ? mob_error_set(err, -errno, "clean: %s", strerror(errno)) : 0;
 }

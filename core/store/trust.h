@@ -5,7 +5,8 @@
  * files tell which it is:
  *
  *   STATE/running  this boot of the machine, and which file data.mdb is: a server works on it, or
- *                  was killed. After a reboot or in a copy, one of these differs.
+ *                  was killed. After a reboot or in a copy, one of these differs. While data.mdb is
+ *                  made anew and memory is as it was: only the boot.
  *   STATE/clean    the server ended in order: length and XXH3-128 of data.mdb as it left it. */
 #ifndef MOBULA_CORE_STORE_TRUST_H
 #define MOBULA_CORE_STORE_TRUST_H
@@ -26,13 +27,14 @@ struct trust {
  * for the disk. -ENOMEM, or what the filesystem says. */
 MOB_MUST_CHECK errint_t trust_read(int state_fd, struct trust *out, struct mob_error *err);
 
-/* data.mdb is what it should be, and a server begins to work on it. */
+/* data.mdb and memory are what they should be, and a server begins to work on them. */
 MOB_MUST_CHECK errint_t trust_running(int state_fd, struct mob_error *err);
 
 /* data.mdb, whose first `used_bytes` are in use, is closed and synced. */
 MOB_MUST_CHECK errint_t trust_clean(int state_fd, uint64_t used_bytes);
 
-/* Removes data.mdb, and what was said of it: it is to be made anew. */
-MOB_MUST_CHECK errint_t trust_discard(int state_fd, struct mob_error *err);
+/* Removes data.mdb, and what was said of it: it is to be made anew. That memory is as it was stays
+ * said, until trust_running(). */
+MOB_MUST_CHECK errint_t trust_discard(int state_fd, bool memory, struct mob_error *err);
 
 #endif

@@ -267,11 +267,45 @@ static void what_is_discarded_is_gone_with_all_that_was_said_of_it(void **state)
     run_server(&place);
     assert_int_equal(trust_clean(place.fd, USED), 0);
     for (int i = 0; i < 2; i++) {
-        assert_int_equal(trust_discard(place.fd, &place.life.err), 0);
+        int before = fsyncs;
+        assert_int_equal(trust_discard(place.fd, false, &place.life.err), 0);
         assert_true(!is_there(&place, "clean") && !is_there(&place, "running") &&
                     !is_there(&place, "meta/data.mdb"));
+        assert_true(fsyncs > before);
     }
-    assert_true(read_trust(&place).fresh);
+    struct trust trust = read_trust(&place);
+    assert_true(trust.fresh && !trust.memory);
+    fsync_error = EIO;
+    assert_int_equal(trust_discard(place.fd, false, &place.life.err), -EIO);
+    place_remove(&place);
+}
+
+static void that_memory_is_trusted_outlives_discarded_metadata_until_the_next_boot(void **state)
+{
+    struct place place;
+    char path[128];
+    size_t bytes;
+    (void)state;
+    place_make(&place);
+    run_server(&place);
+    assert_int_equal(trust_discard(place.fd, true, &place.life.err), 0);
+    struct trust trust = read_trust(&place);
+    assert_true(trust.fresh && !trust.meta && trust.memory && !trust.clean);
+    write_whole(path_in(&place.life, "meta/data.mdb", path), data, sizeof data); /* half-way */
+    trust = read_trust(&place);
+    assert_true(!trust.fresh && !trust.meta && trust.memory);
+    char *text = read_whole(path_in(&place.life, "running", path), &bytes);
+    for (size_t at = 0; at < bytes; at++) { /* another boot, among others */
+        text[at] ^= 1;
+        write_whole(path, text, bytes);
+        text[at] ^= 1;
+        assert_false(read_trust(&place).memory);
+    }
+    write_whole(path, text, bytes);
+    run_server(&place);
+    trust = read_trust(&place);
+    assert_true(trust.meta && trust.memory);
+    free(text);
     place_remove(&place);
 }
 
@@ -289,6 +323,8 @@ int main(void)
         cmocka_unit_test(that_it_was_clean_is_gone_for_good_before_anything_changes),
         cmocka_unit_test(pages_that_were_never_written_are_not_asked_for),
         cmocka_unit_test(what_is_discarded_is_gone_with_all_that_was_said_of_it),
+        cmocka_unit_test(
+            that_memory_is_trusted_outlives_discarded_metadata_until_the_next_boot),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
