@@ -19,6 +19,7 @@ struct disk_task {
     errint_t (*run)(struct store *store, struct disk_task *task);
     struct data_file file;
     uint64_t bytes;
+    uint64_t after; /* removed once the journal is synced up to this */
     bool reusable;
     bool again; /* if it fails */
     bool asked; /* somebody waits for it, and frees it */
@@ -30,7 +31,10 @@ struct disk_task {
 static errint_t remove_now(struct store *store, struct disk_task *task)
 {
     const struct data_file *file = &task->file;
-    errint_t error = disk_unlink_file(&store->disk, file->dir, file->file);
+    errint_t error = task->after ? journal_sync(store->journal, task->after) : 0;
+    if (error && error != -ENOSPC)
+        return error;
+    error = disk_unlink_file(&store->disk, file->dir, file->file);
     if (error && !task->error) { /* the first time */
         cleanup_free char *path = disk_path(&store->disk, file->dir, file->file);
         mob_log_error("store: can't remove %s: %s", path ? path : "a file", strerror(-error));
@@ -266,13 +270,25 @@ void disk_give_back(struct store *store, struct data_file *file, bool reusable)
     hand_over(store, task, &now);
 }
 
-void disk_drop(struct store *store, const struct data_file *file, uint64_t bytes)
+static void drop(struct store *store, const struct data_file *file, uint64_t bytes, uint64_t after)
 {
     struct disk_task *task = new_task(remove_now, file);
-    struct disk_task now = {.run = remove_now, .file = *file, .bytes = bytes};
-    if (task)
+    struct disk_task now = {.run = remove_now, .file = *file, .bytes = bytes, .after = after};
+    if (task) {
         task->bytes = bytes;
+        task->after = after;
+    }
     hand_over(store, task, &now);
+}
+
+void disk_drop(struct store *store, const struct data_file *file, uint64_t bytes)
+{
+    drop(store, file, bytes, 0);
+}
+
+void disk_drop_durable(struct store *store, const struct data_file *file, uint64_t bytes)
+{
+    drop(store, file, bytes, journal_written(store->journal));
 }
 
 void disk_settle(struct store *store)

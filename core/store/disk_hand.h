@@ -47,6 +47,10 @@ void disk_give_back(struct store *store, struct data_file *file, bool reusable);
  * is tried again, and once more at the end; until then the bytes count. Doesn't wait: disk_settle()
  * does. */
 void disk_drop(struct store *store, const struct data_file *file, uint64_t bytes);
+/* The same for one that may have been made durable: it goes once the journal is synced up to now. A
+ * power cut before that brings back what has named it. Where the journal can't be synced, it stays;
+ * but not for want of room. */
+void disk_drop_durable(struct store *store, const struct data_file *file, uint64_t bytes);
 /* Waits until what was dropped is gone, for at most a tenth of a second. No lock held. */
 void disk_settle(struct store *store);
 

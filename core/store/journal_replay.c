@@ -542,6 +542,23 @@ static errint_t replay_logs(struct replay *replay, struct mob_error *err)
     return 0;
 }
 
+/* A server that was killed may have left what only the kernel has. Once the tables are made of it,
+ * files are removed that it doesn't name. */
+static void sync_read(struct journal *journal)
+{
+    char name[JOURNAL_NAME_BYTES];
+    for (size_t i = 0; i < journal->logs.count; i++) {
+        cleanup_fd int fd =
+            openat(journal->dir_fd, journal_name(journal->logs.bases[i], "log", name),
+                   O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+        if (fd < 0 || fdatasync(fd) < 0)
+            mob_log_warning("store: %s/%s can't be synced: %s", journal->path, name,
+                            strerror(errno));
+    }
+    if (fsync(journal->dir_fd) < 0)
+        mob_log_warning("store: %s can't be synced: %s", journal->path, strerror(errno));
+}
+
 errint_t journal_replay(struct journal *journal, struct meta *meta, bool *damaged,
                         struct mob_error *err)
 {
@@ -553,6 +570,7 @@ errint_t journal_replay(struct journal *journal, struct meta *meta, bool *damage
     if (error)
         return mob_error_set(err, error, "%s", why.message[0] ? why.message : strerror(-error));
     *damaged = replay.damaged;
+    sync_read(journal);
     if (replay.sequence < highest_base(journal))
         return begin_apart(journal, err);
     note_snapshots(journal, replay.used + 1);

@@ -146,7 +146,7 @@ static bool find_files(struct recovery *it, struct object *object, bool on_disk)
     if (!it->store->trust.memory && !fetch_has_sums(it->store, object->file, object->size))
         on_disk = false;
     if (on_disk && recover_disk_file(it, object->file, &dir)) {
-        object->flags |= OBJECT_ON_DISK;
+        object->flags |= OBJECT_ON_DISK | OBJECT_DURABLE;
         object->disk = (uint8_t)dir;
     }
     if (in_memory)
@@ -496,9 +496,9 @@ static errint_t check_directories(struct recovery *it)
 
 /* --- cleaning up --- */
 
-static void sweep_files(struct recovery *it)
+static size_t sweep_memory(struct recovery *it)
 {
-    struct data_files *files = &it->files;
+    const struct data_files *files = &it->files;
     size_t swept = 0;
     for (size_t i = 0; i < files->count; i++) {
         if (files->files[i] > it->highest)
@@ -508,15 +508,42 @@ static void sweep_files(struct recovery *it)
         data_remove(it->store, files->files[i]);
         swept++;
     }
-    files = &it->disk_files;
+    return swept;
+}
+
+/* After a kill the tables are ahead of what the disk has of the journal: after a power cut, a file
+ * that they name no more may be named again. */
+static bool journal_is_synced(struct store *store)
+{
+    return !store->has_spare_meta ||
+           journal_sync(store->journal, journal_written(store->journal)) == 0;
+}
+
+static size_t sweep_disk(struct recovery *it)
+{
+    const struct data_files *files = &it->disk_files;
+    struct store *store = it->store;
+    size_t unnamed = 0;
     for (size_t i = 0; i < files->count; i++) {
         if (files->files[i] >> 8 > it->highest)
             it->highest = files->files[i] >> 8;
-        if (files->named[i])
-            continue;
-        disk_remove_file(&it->store->disk, files->files[i] & 255, files->files[i] >> 8, 0);
-        swept++;
+        unnamed += !files->named[i];
     }
+    if (unnamed && !journal_is_synced(store)) {
+        mob_log_warning("store: %zu files on disk that nothing names stay until the next start: "
+                        "the journal can't be synced yet",
+                        unnamed);
+        return 0;
+    }
+    for (size_t i = 0; i < files->count; i++)
+        if (!files->named[i])
+            disk_remove_file(&store->disk, files->files[i] & 255, files->files[i] >> 8, 0);
+    return unnamed;
+}
+
+static void sweep_files(struct recovery *it)
+{
+    size_t swept = sweep_memory(it) + sweep_disk(it);
     if (swept)
         mob_log_info("store: removed %zu data files that nothing names", swept);
 }

@@ -382,9 +382,14 @@ static void remove_files(struct store *store, const struct object *object)
     data_remove(store, object->file);
     if (object->tier == TIER_MEMORY)
         atomic_fetch_sub(&store->memory_used, (int_fast64_t)object_memory(object));
-    if (object->flags & OBJECT_ON_DISK)
-        disk_drop(store, &(struct data_file){.file = object->file, .fd = -1, .dir = object->disk},
-                  object_disk_bytes(object->size, object->flags & OBJECT_ENCRYPTED));
+    if (!(object->flags & OBJECT_ON_DISK))
+        return;
+    struct data_file file = {.file = object->file, .fd = -1, .dir = object->disk};
+    uint64_t bytes = object_disk_bytes(object->size, object->flags & OBJECT_ENCRYPTED);
+    if (object->flags & OBJECT_DURABLE)
+        disk_drop_durable(store, &file, bytes);
+    else
+        disk_drop(store, &file, bytes);
 }
 
 /* Takes up to FLUSH_STEP dead objects off the disk. False: there are none, or it failed (they stay

@@ -64,6 +64,7 @@ enum {
     OBJECT_EMBEDDED = 16,
     OBJECT_HAS_SUM = 32,
     OBJECT_ON_DISK = 64,     /* all of it is in a spill directory, too or only */
+    OBJECT_DURABLE = 128,    /* its copy on disk may have been asked for, by fsync and the like */
     OBJECT_BUSY = 256,       /* evictor or fetcher are at it */
     OBJECT_REOPENED = 512,   /* opened again while it was on disk */
     OBJECT_ENCRYPTED = 1024, /* its copy on disk is, or its inline content */

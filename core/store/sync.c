@@ -45,6 +45,18 @@ static errint_t sync_file(struct store *store, const struct place *place)
     return 0;
 }
 
+/* Who has asked for it to be durable is told so once the journal is synced, too; its copy must then
+ * not go before its removal is as durable. */
+static void mark_durable(struct store *store, uint64_t number)
+{
+    struct table_shard *shard;
+    struct object *object = table_lock_number(&store->table, number, &shard);
+    if (!object)
+        return;
+    object->flags |= OBJECT_DURABLE;
+    table_unlock(shard);
+}
+
 /* Its copy on disk, with checksums, is there and synced. */
 static errint_t sync_bytes(struct store *store, uint64_t number)
 {
@@ -68,6 +80,7 @@ static errint_t sync_bytes(struct store *store, uint64_t number)
             return -ECANCELED;
         spill_wait_settled(store); /* another thread is at it */
     }
+    mark_durable(store, number);
     errint_t error = fetch_seal_and_wait(store, number);
     return error ? error : sync_file(store, &place);
 }
@@ -225,9 +238,9 @@ static errint_t drop_note(struct store *store, uint64_t number, const struct not
         return error;
     int fd = disk_find_file(&store->disk, note->record.file, O_RDONLY, &dir);
     if (fd >= 0) {
-        close(fd);
-        disk_remove_file(
-            &store->disk, dir, note->record.file,
+        struct data_file copy = {.file = note->record.file, .fd = fd, .dir = (uint8_t)dir};
+        disk_drop_durable(
+            store, &copy,
             object_disk_bytes(note->record.size, note->record.flags & SYNCED_ENCRYPTED));
     }
     return 0;
@@ -397,10 +410,12 @@ static void sync_rest(struct everything *all)
     do {
         all->count = 0;
         table_walk(&store->table, &cursor, note_large, all);
-        for (size_t i = 0; i < all->count; i++)
+        for (size_t i = 0; i < all->count; i++) {
+            mark_durable(store, all->numbers[i]);
             if (find_place(store, all->numbers[i], &place) == 0 &&
                 (!place.on_disk || !fetch_has_sums(store, place.file, place.size)))
                 keep_first(all, sync_bytes(store, all->numbers[i]));
+        }
     } while (all->count);
 }
 

@@ -239,8 +239,9 @@ static errint_t note_locked(struct store *store, struct staged *staged, const st
 static void remove_copy(struct store *store, const struct synced_copy *synced)
 {
     if (synced->own)
-        disk_drop(store, &(struct data_file){.file = synced->file, .fd = -1, .dir = synced->dir},
-                  synced->counted);
+        disk_drop_durable(store,
+                          &(struct data_file){.file = synced->file, .fd = -1, .dir = synced->dir},
+                          synced->counted);
 }
 
 /* What it has become, or 0. */
