@@ -136,13 +136,19 @@ static errint_t start_server(struct keeper *keeper)
 }
 
 /* Tells who started us once the mount answers: a stat of our own mount, from a process that may
- * wait. */
+ * wait. It would wait for ever, and so would whoever touches the mount, if it kept the connection
+ * of a keeper and a server that were killed meanwhile. */
 static void start_prober(struct keeper *keeper)
 {
     struct settings *settings = keeper->settings;
+    pid_t keeper_pid = getpid();
     keeper->prober = settings->ready_fd < 0 ? 0 : fork();
     if (keeper->prober == 0 && settings->ready_fd >= 0) {
         become_child(keeper);
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        close(keeper->connection_fd);
+        if (getppid() != keeper_pid)
+            _exit(1);
         char path[PATH_MAX + 16];
         struct stat st;
         snprintf(path, sizeof path, "%s/objects", settings->mountpoint);
