@@ -222,6 +222,38 @@ synced() { dd of="$MNT/staging/$1" bs=1M conv=fsync iflag=fullblock status=none;
     same "$MNT/staging/survives" <(bytes 2000000; bytes 10)
 }
 
+# Both leave no memory, in the same boot, and metadata that is as it was left.
+@test "a synced file that is open while its mount is taken away is there at the next start" {
+    is_root || skip "only root takes a busy mount away"
+    start_after
+    exec 7>"$AFTER/staging/open"
+    bytes 2000000 >&7
+    sync "$AFTER/staging/open"
+    umount -f "$AFTER" || true # the connection ends, though it says that the mount is busy
+    exec 7>&-
+    wait_until '[[ -e $AFTER_STATE/clean && ! -e $AFTER_STATE/memory ]]'
+    start_after
+    same "$AFTER/staging/open" <(bytes 2000000)
+}
+
+@test "a synced file that is open is there after memory alone was lost, as in a container" {
+    local daemon memory_dir pids
+    start_after
+    exec 7>"$AFTER/staging/open"
+    bytes 2000000 >&7
+    sync "$AFTER/staging/open"
+    daemon=$(cat "$AFTER"/nodes/*/daemon)
+    memory_dir=$(sed -n 's/^memory_dir //p' <<<"$daemon")
+    mapfile -t pids < <(sed -n -E 's/^(keeper_)?pid //p' <<<"$daemon")
+    kill -KILL "${pids[@]}"
+    exec 7>&-
+    wait_until pid_gone "${pids[0]}"
+    wait_until pid_gone "${pids[1]}"
+    if is_root; then umount -l "$memory_dir"; else rm -rf "${memory_dir:?}"; fi
+    start_after
+    same "$AFTER/staging/open" <(bytes 2000000)
+}
+
 @test "a server that crashes again and again makes its metadata anew, and nothing is lost" {
     local pid
     bytes 900 | put small-one
