@@ -196,24 +196,37 @@ static void settle(struct jobs *jobs, struct job *job, bool ran)
     job_let_go(jobs, &id, 0, 0);
 }
 
+/* What could not be stored is said, and the job has failed. */
+static void blame(const struct job *job, struct job_end *end, errint_t error, const char *reason)
+{
+    char digits[MOB_ID_STRING_BYTES], sentence[2 * SENTENCE_BYTES];
+    if (end->state == JOB_SUCCEEDED) {
+        snprintf(sentence, sizeof sentence, "job %s: %s%s", mob_id_format(&job->id, digits),
+                 error == -EINVAL ? "" : "its output could not be stored: ", reason);
+        end->state = JOB_FAILED;
+        end->failure = -EIO;
+        end->no_room = error == -ENOSPC;
+    } else {
+        snprintf(sentence, sizeof sentence, "%s; not all that it printed could be kept: %s",
+                 end->error ? end->error : "failed", reason);
+        end->no_room = true;
+    }
+    free(end->error);
+    end->error = job_sentence(sentence);
+}
+
 /* Records the end. What can't be stored makes the job a failed one; if not even that can be
  * recorded, it is tried again every second, and the launcher keeps the end meanwhile. */
 static void finish(struct jobs *jobs, struct job *job, struct job_end *end, bool ran)
 {
     struct mob_error err;
-    char digits[MOB_ID_STRING_BYTES], sentence[SENTENCE_BYTES];
+    char digits[MOB_ID_STRING_BYTES];
     errint_t error = end ? commit(jobs, job, end, ran, &err) : -ENOMEM;
-    if (error && end && end->state == JOB_SUCCEEDED) {
-        snprintf(sentence, sizeof sentence, "job %s: %s%s", mob_id_format(&job->id, digits),
-                 error == -EINVAL ? "" : "its output could not be stored: ", err.message);
-        end->state = JOB_FAILED;
-        end->failure = -EIO;
-        end->no_room = error == -ENOSPC;
-        free(end->error);
-        end->error = job_sentence(sentence);
+    if (error && end && (end->state == JOB_SUCCEEDED || (ran && !end->no_room))) {
+        blame(job, end, error, err.message);
         error = commit(jobs, job, end, ran, &err);
     }
-    if (error && error != -EINVAL && ran && end) { /* not even what it printed has room */
+    if (error && error != -EINVAL && ran && end) { /* not even what is small has room */
         end->stdout_object = end->stderr_object = false;
         error = commit(jobs, job, end, false, &err);
     }
@@ -287,16 +300,14 @@ static void describe_stage(const struct job *job, const struct launch_report *re
                  job->spec->cwd ? job->spec->cwd : "(its scratch directory)", reason);
         break;
     case LAUNCH_STAGE_NOT_FOUND:
-        snprintf(out, SENTENCE_BYTES, "command not found: %.400s", program);
+        snprintf(out, SENTENCE_BYTES, "could not run %.400s: command not found", program);
         break;
     case LAUNCH_STAGE_INTERPRETER:
-        snprintf(out, SENTENCE_BYTES, "%.400s needs an interpreter that is not there", program);
+        snprintf(out, SENTENCE_BYTES, "could not run %.400s: its interpreter is not there",
+                 program);
         break;
     case LAUNCH_STAGE_EXEC:
-        if (report->stage_errno == EACCES)
-            snprintf(out, SENTENCE_BYTES, "permission denied: %.400s", program);
-        else
-            snprintf(out, SENTENCE_BYTES, "could not run %.400s: %s", program, reason);
+        snprintf(out, SENTENCE_BYTES, "could not run %.400s: %s", program, reason);
         break;
     default:
         snprintf(out, SENTENCE_BYTES, "could not be started: %s", reason);

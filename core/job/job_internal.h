@@ -70,7 +70,7 @@ struct job_end {
     bool stdout_object, stderr_object; /* there are such objects (MOB_INDEX_STDOUT, _STDERR) */
     char *error;                       /* one sentence, or NULL */
     char *cause;  /* what a job that needed it says; NULL: the same as `error` */
-    bool no_room; /* it ended for want of room: of its streams only small ones are kept */
+    bool no_room; /* there was no room, and `error` says so: of its streams only small ones stay */
 };
 
 #define EXIT_CODE_NEVER_RAN 125

@@ -488,11 +488,11 @@ static void what_cannot_start_is_told(void **state)
     const struct {
         const char *spec, *error, *exit_code;
     } cases[] = {
-        {"{\"command\": [\"no-such-program\"]}", "command not found: no-such-program", "127\n"},
-        {"{\"command\": [\"/etc/passwd\"]}", "permission denied: /etc/passwd", "126\n"},
+        {"{\"command\": [\"no-such-program\"]}", "could not run no-such-program: command not found", "127\n"},
+        {"{\"command\": [\"/etc/passwd\"]}", "could not run /etc/passwd: Permission denied", "126\n"},
         {"{\"command\": [\"true\"], \"cwd\": \"/no/where\"}",
          "could not enter its working directory /no/where: No such file or directory", "126\n"},
-        {"#!/no/interpreter\n", "command not found: /no/interpreter", "127\n"},
+        {"#!/no/interpreter\n", "could not run /no/interpreter: command not found", "127\n"},
     };
     for (size_t i = 0; i < MOB_ARRAY_LENGTH(cases); i++) {
         struct mob_id id = drop(fixture, "%s", cases[i].spec);

@@ -654,6 +654,25 @@ static void a_job_past_the_disk_budget_fails_and_says_so(void **state)
     assert_succeeds(fixture, &id);
 }
 
+static void a_failed_job_says_that_what_it_printed_had_no_room(void **state)
+{
+    struct fixture *fixture = *state;
+    fixture->disk_bytes = 8 * MIB;
+    open_server(fixture);
+    struct mob_id id = drop_shell(fixture, "{ " LARGE "; } >&2; echo said; exit 3", "");
+    assert_fails(fixture, &id, "exited with status 3; not all that it printed could be kept: ",
+                 "No space left on device");
+    struct object_info said = object_of(fixture, &id, MOB_INDEX_STDOUT);
+    assert_content(fixture, &said, "said\n");
+    id = drop_shell(fixture, LARGE "; echo said >&2; exit 3", "");
+    assert_fails(fixture, &id, "exited with status 3; not all that it printed could be kept: ",
+                 "No space left on device");
+    said = object_of(fixture, &id, MOB_INDEX_STDERR);
+    assert_content(fixture, &said, "said\n");
+    assert_nothing_left(fixture);
+    assert_int_equal(usage_of(fixture).disk_used_bytes, 0);
+}
+
 /* --- the store's side --- */
 
 static struct mob_id pending(struct fixture *fixture)
@@ -823,6 +842,7 @@ int main(void)
         JOB_TEST(leftovers_on_disk_are_swept_at_the_start),
         CLOSED_TEST(a_job_that_fills_the_disk_fails_and_says_so),
         CLOSED_TEST(a_job_past_the_disk_budget_fails_and_says_so),
+        CLOSED_TEST(a_failed_job_says_that_what_it_printed_had_no_room),
         JOB_TEST(a_commit_that_fails_leaves_the_file_where_it_was),
         CLOSED_TEST(a_file_of_another_filesystem_is_refused),
         JOB_TEST(arguments_are_pinned_while_the_job_runs),
