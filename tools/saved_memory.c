@@ -28,10 +28,35 @@ static const char magic[8] = "mobulasv";
 
 _Static_assert(sizeof(struct trailer) == 32, "no padding goes to disk");
 
-/* Up to `limit` bytes; *out describes them. */
-static errint_t copy_bytes(int from, int to, uint64_t limit, const char *name, struct trailer *out)
+/* Where what is at `offset` ends: a hole, or data. */
+static uint64_t end_of_stretch(int fd, uint64_t offset, uint64_t end, bool *hole)
 {
-    cleanup_free void *buffer = malloc(CHUNK_BYTES);
+    off_t data = lseek(fd, (off_t)offset, SEEK_DATA);
+    *hole = data < 0 ? errno == ENXIO : (uint64_t)data > offset;
+    off_t next = *hole ? data : lseek(fd, (off_t)offset, SEEK_HOLE);
+    return next > (off_t)offset && (uint64_t)next < end ? (uint64_t)next : end;
+}
+
+/* The next bytes, at most CHUNK_BYTES. 0: the file has become shorter. */
+static ssize_t copy_chunk(int from, int to, uint64_t offset, uint64_t end, char *buffer)
+{
+    bool hole;
+    uint64_t left = end_of_stretch(from, offset, end, &hole) - offset;
+    size_t bytes = left < CHUNK_BYTES ? (size_t)left : CHUNK_BYTES;
+    if (hole) {
+        memset(buffer, 0, bytes);
+        return (ssize_t)bytes;
+    }
+    ssize_t got = mob_pread_full(from, buffer, bytes, (off_t)offset);
+    errint_t error = got > 0 ? mob_pwrite_full(to, buffer, (size_t)got, (off_t)offset) : 0;
+    return error ? error : got;
+}
+
+/* The first `end` bytes; *out describes them. Holes stay holes: of a file that has outgrown memory,
+ * what is on the disk is a hole in memory, where there would be no room for it. */
+static errint_t copy_bytes(int from, int to, uint64_t end, const char *name, struct trailer *out)
+{
+    cleanup_free char *buffer = malloc(CHUNK_BYTES);
     XXH3_state_t *state = XXH3_createState();
     errint_t error = buffer && state ? 0 : -ENOMEM;
     ssize_t got = error ? 0 : 1;
@@ -41,15 +66,16 @@ static errint_t copy_bytes(int from, int to, uint64_t limit, const char *name, s
         XXH3_128bits_reset(state);
         XXH3_128bits_update(state, name, strlen(name));
     }
-    while (!error && got > 0 && out->bytes < limit) {
-        uint64_t left = limit - out->bytes;
-        got = mob_read_full(from, buffer, left < CHUNK_BYTES ? (size_t)left : CHUNK_BYTES);
-        error = got < 0 ? (errint_t)got : mob_write_full(to, buffer, (size_t)got);
+    while (!error && got > 0 && out->bytes < end) {
+        got = copy_chunk(from, to, out->bytes, end, buffer);
+        error = got < 0 ? (errint_t)got : 0;
         if (!error) {
             XXH3_128bits_update(state, buffer, (size_t)got);
             out->bytes += (uint64_t)got;
         }
     }
+    if (!error && ftruncate(to, (off_t)out->bytes)) /* it may end with a hole */
+        error = -errno;
     if (!error)
         XXH128_canonicalFromHash(&out->sum, XXH3_128bits_digest(state));
     XXH3_freeState(state);
@@ -70,11 +96,14 @@ static errint_t keep_file(int from_dir, int to_dir, const char *name)
     cleanup_fd int from = -1;
     cleanup_fd int to = -1;
     struct trailer trailer;
+    struct stat info;
     errint_t error = open_both(from_dir, to_dir, name, &from, &to);
+    if (!error && fstat(from, &info) < 0)
+        error = -errno;
     if (!error)
-        error = copy_bytes(from, to, UINT64_MAX, name, &trailer);
+        error = copy_bytes(from, to, (uint64_t)info.st_size, name, &trailer);
     if (!error)
-        error = mob_write_full(to, &trailer, sizeof trailer);
+        error = mob_pwrite_full(to, &trailer, sizeof trailer, (off_t)trailer.bytes);
     return error ? error : fsync(to) ? -errno : 0;
 }
 

@@ -89,6 +89,32 @@ static void what_was_kept_comes_back(void **state)
     assert_int_equal(saved_memory_restore(places->saved, places->data), 0);
 }
 
+/* What is a hole in memory is on the disk as well, and may be more than memory has room for. */
+static void holes_stay_holes(void **state)
+{
+    enum { UNIT = 1 << 20, UNITS = 40 };
+    struct places *places = *state;
+    char path[160];
+    struct stat info;
+    assert_int_equal(saved_memory_restore(places->saved, places->data), 0);
+    int fd = open(path_of(places->data, name, path), O_RDWR | O_TRUNC);
+    assert_int_equal(ftruncate(fd, UNITS * (off_t)UNIT), 0);
+    for (int unit = 7; unit < UNITS; unit += 20)
+        assert_int_equal(mob_pwrite_full(fd, places->content, UNIT, unit * (off_t)UNIT), 0);
+    close(fd);
+    assert_int_equal(saved_memory_keep(places->data, places->saved), 0);
+    assert_int_equal(stat(path_of(places->saved, name, path), &info), 0);
+    assert_in_range(info.st_blocks, 2 * UNIT / 512, 3 * UNIT / 512);
+    assert_int_equal(saved_memory_restore(places->saved, places->data), 0);
+    assert_int_equal(stat(path_of(places->data, name, path), &info), 0);
+    assert_int_equal(info.st_size, UNITS * (off_t)UNIT);
+    assert_in_range(info.st_blocks, 2 * UNIT / 512, 3 * UNIT / 512);
+    cleanup_free unsigned char *got = malloc(UNIT);
+    cleanup_fd int again = open(path, O_RDONLY);
+    assert_int_equal(mob_pread_full(again, got, UNIT, 27 * (off_t)UNIT), UNIT);
+    assert_memory_equal(got, places->content, UNIT);
+}
+
 static void check_damaged(struct places *places)
 {
     int kept = -1;
@@ -163,6 +189,7 @@ int main(void)
 #define TEST(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
     const struct CMUnitTest tests[] = {
         TEST(what_was_kept_comes_back),
+        TEST(holes_stay_holes),
         TEST(a_flipped_bit_of_its_bytes_is_noticed),
         TEST(a_flipped_bit_of_its_checksum_is_noticed),
         TEST(a_file_that_was_cut_short_is_noticed),
