@@ -325,7 +325,8 @@ static void fill(struct staged *staged, const struct stat *known, struct staged_
         .closed = staged->closed,
         .file = staged->data.file,
         .split = staged->split,
-        .moves = staged->write_only || !staged_is_direct(staged),
+        .moves =
+            !staged->torn && (staged->split || staged->write_only || !staged_is_direct(staged)),
         .mediated = !staged_is_direct(staged),
         .on_disk = staged->data.dir != DISK_NO_DIR,
         .size = data_bytes(&staged->data, known),

@@ -35,7 +35,7 @@ struct staged_info {
     bool unlinked;
     bool on_disk;   /* its data file is in a spill directory */
     bool split;     /* a part of it is */
-    bool moves;     /* a part of it may come there */
+    bool moves;     /* a part of it, or more of it, may come there */
     bool mediated;  /* all writes must come through staged_write() */
     bool closed;    /* every writer has closed it: staged_mark_closed() */
     bool committed; /* already an object (or job): only its handles are left */

@@ -273,6 +273,7 @@ errint_t staged_truncate(struct store *store, uint64_t number, uint64_t size)
     else if (ftruncate(fd, (off_t)size) < 0)
         error = -errno;
     staged->made_ns = 0;
+    staged->torn = false; /* as far as is known */
     mob_cleanup_fd(&opened);
     put_changed(store, staged);
     return error;

@@ -138,6 +138,9 @@ static errint_t move(struct store *store, struct staged *staged, struct growing_
     count(store, staged);
     if (error && error != -ECANCELED)
         mob_log_warning("store: %s", err.message);
+    bool torn; /* if that can't be read either, it is tried again */
+    if (error == -EIO)
+        staged->torn = !growing_is_torn(staged->growing, &torn) && torn;
     return error ? error : growing_moved(staged->growing) > before ? 0 : -EAGAIN;
 }
 
@@ -301,7 +304,8 @@ errint_t grow_adopt(struct store *store, struct staged *staged, const struct sta
 
 /* --- the thread --- */
 
-/* The largest files in memory that may move, the largest first. */
+/* The largest files in memory that may move, the largest first. One that is torn would fail each
+ * time, and keep the others from moving. */
 struct candidates {
     uint64_t numbers[HELD_FILES + 1], blocks[HELD_FILES + 1];
     size_t count;
@@ -310,7 +314,7 @@ struct candidates {
 static void look_at(void *argument, const struct staged_info *info)
 {
     struct candidates *found = argument;
-    if (info->on_disk || info->committed || !(info->split || info->moves) ||
+    if (info->on_disk || info->committed || !info->moves ||
         info->blocks * 512 <= (uint64_t)LEAST_UNITS * GROWING_UNIT_BYTES)
         return;
     size_t at = found->count;

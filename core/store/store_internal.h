@@ -183,6 +183,7 @@ struct staged {
     struct hash_node by_number, by_name;
     struct staged *next_gone;
     atomic_uint users; /* the table's one and one a call that works with it */
+    atomic_bool torn;  /* moving more of it has failed for that: see growing.h */
     pthread_mutex_t lock;
 
     /* Constant. */
