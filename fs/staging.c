@@ -189,7 +189,8 @@ static void settle_released(void *argument, struct handle *handle, uint64_t fh)
         finish_when_unwritten(fs, number);
 }
 
-/* What was closed when the whole mount died, its release still to come. */
+/* What was closed when the whole mount died, its release still to come; or what an earlier server
+ * could not finish. */
 static void settle_closed(void *argument, const struct staged_info *info)
 {
     struct fs *fs = argument;
@@ -198,17 +199,16 @@ static void settle_closed(void *argument, const struct staged_info *info)
     pthread_mutex_lock(&fs->staging->mutex);
     struct state *state = state_get(fs->staging, info->number, true);
     pthread_mutex_unlock(&fs->staging->mutex);
-    if (!state || finish(fs, info->number, true))
-        mob_log_warning("a file that was closed before the mount died can't be committed yet");
+    errint_t error = state ? finish(fs, info->number, true) : -ENOMEM;
+    (void)error; /* it has been logged, and a look-up tries again */
 }
 
 void staging_settle(struct fs *fs, bool discard)
 {
-    if (discard) {
+    if (discard)
         store_discard_unopened(fs->store);
-        staged_each(fs->store, settle_closed, fs);
-    }
     handles_each(fs->handles, settle_released, fs);
+    staged_each(fs->store, settle_closed, fs);
 }
 
 static void staged_read_op(fuse_req_t request, uint64_t node, size_t bytes, uint64_t offset,
@@ -380,15 +380,32 @@ static void staged_set_attributes(fuse_req_t request, uint64_t node, struct stat
         staging_set_attributes(request, node, wanted, valid);
 }
 
+/* Who finds a file where a link should be is told why. */
+static const char failure_xattr[] = "user.mobula.error";
+
 static ssize_t staged_xattr_get_op(struct fs *fs, uint64_t node, const char *name, void *value,
                                    size_t bytes)
 {
-    return staged_xattr_get(fs->store, node_number(node), name, value, bytes);
+    if (strcmp(name, failure_xattr) != 0)
+        return staged_xattr_get(fs->store, node_number(node), name, value, bytes);
+    cleanup_free char *failure = staging_failure(fs, node_number(node));
+    return failure ? xattr_value(failure, strlen(failure), value, bytes) : -ENODATA;
 }
 
 static ssize_t staged_xattr_list_op(struct fs *fs, uint64_t node, char *list, size_t bytes)
 {
-    return staged_xattr_list(fs->store, node_number(node), list, bytes);
+    cleanup_free char *failure = staging_failure(fs, node_number(node));
+    size_t own = failure ? sizeof failure_xattr : 0;
+    ssize_t others =
+        staged_xattr_list(fs->store, node_number(node), bytes > own ? list + own : NULL,
+                          bytes > own ? bytes - own : 0);
+    if (others < 0)
+        return others;
+    if (bytes && bytes < own + (size_t)others)
+        return -ERANGE;
+    if (bytes && own)
+        memcpy(list, failure_xattr, own);
+    return (ssize_t)own + others;
 }
 
 const struct node_operations staged_operations = {

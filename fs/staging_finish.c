@@ -57,6 +57,7 @@ void staging_close(struct staging *staging)
     for (size_t i = 0; i < STAGING_BUCKETS; i++)
         for (struct state *state = staging->buckets[i], *next; state; state = next) {
             next = state->next;
+            free(state->failure);
             free(state); /* what it holds goes with the jobs */
         }
     free(staging->retries);
@@ -89,6 +90,7 @@ void state_drop(struct staging *staging, struct state *state)
     if (state->hold)
         jobs_hold_drop(staging->jobs, state->hold);
     *state_place(staging, state->number) = state->next;
+    free(state->failure);
     free(state);
 }
 
@@ -131,7 +133,7 @@ struct job_credentials credentials(const struct staged_info *info)
 }
 
 /* A refused spec is a job too, in state `rejected`: its name shows why. */
-static errint_t submit(struct fs *fs, const struct staged_info *info)
+static errint_t submit(struct fs *fs, const struct staged_info *info, struct mob_error *err)
 {
     if (staged_has_writers(fs->store, info->number) > 0)
         return -EBUSY;
@@ -139,17 +141,14 @@ static errint_t submit(struct fs *fs, const struct staged_info *info)
     size_t bytes = 0;
     errint_t error = spec_text(fs, info->number, &text, &bytes);
     if (error)
-        return error;
+        return mob_error_set(err, error, "it can't be read: %s", strerror(-error));
     struct job_credentials who = credentials(info);
     struct mob_id id;
-    struct mob_error err = {0};
-    error = jobs_submit(fs->jobs, &who, info->number, text, bytes, &id, &err);
-    if (error && error != -EINVAL)
-        mob_log_error("a job can't be submitted: %s", err.message);
+    error = jobs_submit(fs->jobs, &who, info->number, text, bytes, &id, err);
     return error == -EINVAL ? 0 : error;
 }
 
-static errint_t finish_now(struct fs *fs, uint64_t number)
+static errint_t finish_now(struct fs *fs, uint64_t number, struct mob_error *err)
 {
     struct staged_info info;
     errint_t error = staged_peek(fs->store, number, &info);
@@ -158,15 +157,13 @@ static errint_t finish_now(struct fs *fs, uint64_t number)
     if (error)
         return error;
     if (info.root == NAMES_RUN)
-        return submit(fs, &info);
+        return submit(fs, &info, err);
     struct mob_id id;
-    struct mob_error err = {0};
-    error = staged_commit(fs->store, number, &id, NULL, &err);
+    error = staged_commit(fs->store, number, &id, NULL, err);
     if (error == -ENOENT) /* unlinked meanwhile */
         return 0;
-    if (error && error != -EBUSY)
-        mob_log_error("a staged file can't be committed: %s",
-                      err.message[0] ? err.message : strerror(-error));
+    if (error && !err->message[0])
+        mob_error_set(err, error, "%s", strerror(-error));
     return error;
 }
 
@@ -203,14 +200,28 @@ static struct state *claim(struct staging *staging, uint64_t number, bool only_i
     return state;
 }
 
-/* Ends what claim() has begun. */
-static void conclude(struct fs *fs, struct state *state, uint64_t number, errint_t error)
+/* Each look-up tries again: the log has a reason once. The mutex is held. */
+static void note_failure(struct state *state, errint_t error, const struct mob_error *err)
+{
+    char *reason = NULL, sentence[sizeof err->message + 256];
+    if (error && error != -EBUSY)
+        reason = strdup(mob_error_format(err, sentence, sizeof sentence));
+    if (reason && (!state->failure || strcmp(reason, state->failure) != 0))
+        mob_log_error("a file was closed and can't be committed: %s", reason);
+    free(state->failure);
+    state->failure = reason;
+}
+
+/* Ends what claim() has begun; `err` has the reason if it failed. */
+static void conclude(struct fs *fs, struct state *state, uint64_t number, errint_t error,
+                     const struct mob_error *err)
 {
     struct staging *staging = fs->staging;
     uint64_t released = 0;
     struct job_hold *hold = NULL;
     pthread_mutex_lock(&staging->mutex);
     state->finishing = false;
+    note_failure(state, error, err);
     if (!error) {
         state->finished = true;
         hold = state->hold;
@@ -235,9 +246,17 @@ errint_t finish(struct fs *fs, uint64_t number, bool only_if_unopened)
     struct state *state = claim(fs->staging, number, only_if_unopened, &error);
     if (!state)
         return error;
-    error = finish_now(fs, number);
-    conclude(fs, state, number, error);
+    struct mob_error err = {0};
+    error = finish_now(fs, number, &err);
+    conclude(fs, state, number, error, &err);
     return error;
+}
+
+char *staging_failure(struct fs *fs, uint64_t number)
+{
+    cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);
+    const struct state *state = state_get(fs->staging, number, false);
+    return state && state->failure && !state->unflushed ? strdup(state->failure) : NULL;
 }
 
 /* It has outgrown memory, and all who wrote it have closed it. */
@@ -375,9 +394,10 @@ static void finish_many(struct fs *fs, const uint64_t *numbers, size_t count)
     }
     staged_commit_many(fs->store, claimed, claims, results);
     for (size_t i = 0; i < claims; i++) {
+        struct mob_error err = {0};
         if (results[i] && results[i] != -EBUSY)
-            results[i] = finish_now(fs, claimed[i]); /* a spec; or it says what is wrong */
-        conclude(fs, states[i], claimed[i], results[i]);
+            results[i] = finish_now(fs, claimed[i], &err); /* a spec; or it says what is wrong */
+        conclude(fs, states[i], claimed[i], results[i], &err);
         if (results[i] == -EBUSY)
             finish_when_unwritten(fs, claimed[i]);
     }

@@ -28,6 +28,7 @@ struct state {
     bool mediated;         /* all writes come to us, though other files have passthrough */
     struct job_hold *hold; /* arguments of a spec that a close accepted, until it is submitted */
     uint64_t released;     /* handle kept for the time until a mapping goes; 0 = none */
+    char *failure;         /* why the last try to finish it failed; NULL: it did not */
 };
 
 struct staging {
@@ -61,6 +62,9 @@ MOB_MUST_CHECK errint_t finish(struct fs *fs, uint64_t number, bool only_if_unop
 void finish_when_unwritten(struct fs *fs, uint64_t number);
 /* Finishes it with others, in a moment. False: out of memory. */
 bool finish_soon(struct fs *fs, uint64_t number);
+/* Why a file that is closed could not be finished: a new string; NULL: it could, or is not closed.
+ */
+char *staging_failure(struct fs *fs, uint64_t number);
 /* What the parser of specs is to see: all of the file, or a byte more than it takes. */
 MOB_MUST_CHECK errint_t spec_text(struct fs *fs, uint64_t number, char **text, size_t *bytes);
 /* A job is its file's owner's; its outputs are as open to others as the file was made. */

@@ -260,19 +260,22 @@ char *cli_mount_read(const struct cli_mount *mount, const char *path)
     return steal_pointer(&text);
 }
 
-char *cli_mount_xattr(const struct cli_mount *mount, const struct mob_id *object, const char *name)
+char *cli_xattr_at(int dir_fd, const char *path, const char *name)
 {
-    char path[PATH_MAX], id[MOB_ID_STRING_BYTES], full[256];
-    cli_mount_path(mount, path, "objects/%s", mob_id_format(object, id));
+    char link[64], full[256];
+    cleanup_fd int fd = openat(dir_fd, path, O_PATH | O_CLOEXEC);
+    if (fd < 0)
+        return NULL;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd); /* O_PATH: it may be pending */
     snprintf(full, sizeof full, "user.mobula.%s", name);
     for (int attempt = 0; attempt < 4; attempt++) {
-        ssize_t bytes = getxattr(path, full, NULL, 0);
+        ssize_t bytes = getxattr(link, full, NULL, 0);
         if (bytes < 0)
             return NULL;
         cleanup_free char *value = malloc((size_t)bytes + 1);
         if (!value)
             return NULL;
-        ssize_t got = getxattr(path, full, value, (size_t)bytes);
+        ssize_t got = getxattr(link, full, value, (size_t)bytes);
         if (got < 0 && errno == ERANGE)
             continue; /* it grew in between */
         if (got < 0)
@@ -283,6 +286,13 @@ char *cli_mount_xattr(const struct cli_mount *mount, const struct mob_id *object
         return steal_pointer(&value);
     }
     return NULL;
+}
+
+char *cli_mount_xattr(const struct cli_mount *mount, const struct mob_id *object, const char *name)
+{
+    char path[64] = "objects/";
+    mob_id_format(object, path + strlen(path));
+    return cli_xattr_at(mount->fd, path, name);
 }
 
 static json_t *parse_value(const char *text)

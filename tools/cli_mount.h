@@ -49,6 +49,8 @@ char *cli_mount_read(const struct cli_mount *mount, const char *path);
 /* Extended attribute NAME (without "user.mobula.") of an object as text; NULL if there is none.
  * Caller frees. */
 char *cli_mount_xattr(const struct cli_mount *mount, const struct mob_id *object, const char *name);
+/* The same of the file `path` below a directory. */
+char *cli_xattr_at(int dir_fd, const char *path, const char *name);
 
 /* "key value" lines as a JSON object: whole numbers and fractions become numbers, yes and no
  * booleans, all else, and any "version", stays text. Text that is not UTF-8 is left out. NULL

@@ -166,6 +166,17 @@ errint_t cli_job_result(const struct cli_mount *mount, const struct mob_id *job,
                          sentence && *sentence ? sentence : cli_errno_text(error));
 }
 
+/* It is neither an object nor a job yet; where it never will be, the mount says why. */
+static errint_t refuse_staged(const struct cli_mount *mount, const char *text,
+                              const struct cli_target *target, struct mob_error *err)
+{
+    cleanup_free char *reason = cli_xattr_at(mount->fd, target->path, "error");
+    if (reason)
+        return mob_error_set(err, -ENODATA, "%s: was closed, but can't be committed: %s", text,
+                             reason);
+    return mob_error_set(err, -EBUSY, "%s: is still being written", text);
+}
+
 errint_t cli_target_object(const struct cli_mount *mount, const char *text, struct cli_target *out,
                            struct mob_error *err)
 {
@@ -173,7 +184,7 @@ errint_t cli_target_object(const struct cli_mount *mount, const char *text, stru
     if (error)
         return error;
     if (out->kind == CLI_TARGET_STAGED)
-        return mob_error_set(err, -EBUSY, "%s: is still being written", text);
+        return refuse_staged(mount, text, out, err);
     if (out->kind == CLI_TARGET_OBJECT)
         return 0;
     struct mob_id result;
@@ -188,7 +199,7 @@ errint_t cli_target_job(const struct cli_mount *mount, const char *text, struct 
 {
     errint_t error = cli_target_find(mount, text, out, err);
     if (!error && out->kind == CLI_TARGET_STAGED)
-        return mob_error_set(err, -EBUSY, "%s: is still being written", text);
+        return refuse_staged(mount, text, out, err);
     if (!error && out->kind == CLI_TARGET_OBJECT)
         return mob_error_set(err, -EINVAL, "%s: is an object, not a job", text);
     return error;

@@ -140,23 +140,46 @@ static int end_daemon(const struct down *down, const struct cli_daemon *daemon)
     return status ? status : unmount_rest(down);
 }
 
+/* Says what keeps the daemon from ending: `count` files, of which `stuck` can't be committed. */
+static int refuse(const struct down *down, uint64_t count, uint64_t stuck)
+{
+    unsigned long long writers = count > stuck ? count - stuck : 0, closed = stuck;
+    if (writers) {
+        cli_fail(down->cli, 0, "%s: %llu file%s in staging/ %s still being written:", down->path,
+                 writers, writers == 1 ? "" : "s", writers == 1 ? "is" : "are");
+        down_print_writers(down->path);
+        fprintf(stderr, "End these, or use --force: what they have written is then lost.\n");
+    }
+    if (closed) {
+        cli_fail(down->cli, 0, "%s: %llu file%s closed, but can't be committed:", down->path,
+                 closed, closed == 1 ? " was" : "s were");
+        down_count_stuck(down->path, true);
+        fprintf(stderr,
+                "Copy what can be read of %s and remove %s, or use --force: %s then lost.\n",
+                closed == 1 ? "it" : "them", closed == 1 ? "it" : "them",
+                closed == 1 ? "it is" : "they are");
+    }
+    return EX_TEMPFAIL;
+}
+
 static int wait_for_writers(const struct down *down, const struct cli_daemon *daemon)
 {
     struct cli_progress progress;
-    uint64_t deadline = cli_deadline(down->timeout_ns);
+    uint64_t deadline = cli_deadline(down->timeout_ns), look_ns = UINT64_C(500000000);
+    uint64_t look = cli_deadline(look_ns); /* when to look through the names, which takes a while */
     cli_progress_start(&progress);
     for (int wait_ms = 2;; wait_ms = wait_ms < 50 ? wait_ms * 2 : 50) {
-        uint64_t count = down_count_writers(down->path, daemon->node);
+        uint64_t count = down_count_writers(down->path, daemon->node), stuck = 0;
         if (!count)
             break;
-        if (!cli_poll_ms(deadline, 1)) {
+        bool late = !cli_poll_ms(deadline, 1);
+        if (late || !cli_poll_ms(look, 1)) {
+            stuck = down_count_stuck(down->path, false);
+            look = cli_deadline(look_ns *= 2);
+        }
+        if (late || stuck >= count) {
             cli_progress_clear(&progress);
-            cli_fail(down->cli, 0,
-                     "%s: %llu file%s in staging/ %s still being written:", down->path,
-                     (unsigned long long)count, count == 1 ? "" : "s", count == 1 ? "is" : "are");
-            down_print_writers(down->path);
-            fprintf(stderr, "End these, or use --force: what they have written is then lost.\n");
-            return EX_TEMPFAIL;
+            return refuse(down, count, stuck);
         }
         if (cli_progress_due(&progress))
             cli_progress_show(&progress, "waiting for %llu writers", (unsigned long long)count);

@@ -1,4 +1,5 @@
-/* Who is still writing into staging/, found through /proc. */
+/* Who is still writing into staging/, found through /proc; and what is closed, but could not be
+ * committed, which the mount says. */
 #include "tools/cmd_down_writers.h"
 
 #include <dirent.h>
@@ -89,4 +90,41 @@ void down_print_writers(const char *mount_path)
                 "  (by processes that can't be seen from here, or mapped: "
                 "'find %s/staging -type f' lists the files)\n",
                 mount_path);
+}
+
+/* Counts what is in the directory and below it; takes the descriptor. `path` is where it is. */
+static uint64_t count_stuck(int fd, const char *path, bool print)
+{
+    uint64_t count = 0;
+    DIR *directory = fd < 0 ? NULL : fdopendir(fd);
+    if (!directory) {
+        mob_cleanup_fd(&fd);
+        return 0;
+    }
+    for (const struct dirent *entry; (entry = readdir(directory));) {
+        char inner[PATH_MAX];
+        if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, "..") ||
+            snprintf(inner, sizeof inner, "%s/%s", path, entry->d_name) >= (int)sizeof inner)
+            continue;
+        const int flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC;
+        if (entry->d_type == DT_DIR)
+            count += count_stuck(openat(dirfd(directory), entry->d_name, flags), inner, print);
+        cleanup_free char *reason =
+            entry->d_type == DT_REG ? cli_xattr_at(dirfd(directory), entry->d_name, "error") : NULL;
+        count += reason != NULL;
+        if (reason && print)
+            fprintf(stderr, "  %s: %s\n", inner, reason);
+    }
+    closedir(directory);
+    return count;
+}
+
+uint64_t down_count_stuck(const char *mount_path, bool print)
+{
+    uint64_t count = 0;
+    cleanup_fd int mount = open(mount_path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    for (const char *const *root = (const char *const[]){"staging", "run", NULL}; *root; root++)
+        count +=
+            count_stuck(openat(mount, *root, O_RDONLY | O_DIRECTORY | O_CLOEXEC), *root, print);
+    return count;
 }

@@ -187,10 +187,14 @@ static json_t *describe_job(const struct cli_mount *mount, const struct cli_targ
     return job;
 }
 
-static json_t *describe_staged(const struct cli_target *target, const struct stat *st)
+static json_t *describe_staged(const struct cli_mount *mount, const struct cli_target *target,
+                               const struct stat *st)
 {
-    json_t *staged = json_pack("{s:s, s:s, s:I}", "kind", "file being written", "state", "staged",
-                               "size", (json_int_t)st->st_size);
+    cleanup_free char *error = cli_xattr_at(mount->fd, target->path, "error");
+    json_t *staged =
+        json_pack("{s:s, s:s, s:I}", "kind", error ? "file that was closed" : "file being written",
+                  "state", error ? "failed" : "staged", "size", (json_int_t)st->st_size);
+    set_text(staged, "error", error);
     set_text(staged, "name", target->path);
     set_inode(staged, st);
     return staged;
@@ -252,7 +256,7 @@ static int stat_one(const struct cli *cli, const struct cli_mount *mount, const 
         return cli_fail(cli, cli_status(-errno), "%s: %s", text, strerror(errno));
     json_t *description = target.kind == CLI_TARGET_OBJECT ? describe_object(mount, &target, &st)
                           : target.kind == CLI_TARGET_JOB  ? describe_job(mount, &target, &st)
-                                                           : describe_staged(&target, &st);
+                                                           : describe_staged(mount, &target, &st);
     if (!description)
         return cli_fail(cli, EX_OSERR, "no memory");
     if (list)

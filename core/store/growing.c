@@ -374,8 +374,8 @@ static errint_t check_torn(struct growing *growing, struct mob_error *err)
         return 0;
     return mob_error_set(
         err, -EIO,
-        "a part of the file that had been moved to disk was written to again; "
-        "with less memory than the file is large, it can only be written in order");
+        "a part of the file that had been moved to disk was written to again, which can't be done "
+        "with less memory than the file is large, or was lost when the daemon was killed");
 }
 
 void growing_move_close(struct growing_move *move)

@@ -552,6 +552,36 @@ requests() { sed -n 's/^mobula_fuse_requests_total{opcode="'"$1"'"} //p' "$MNT/m
     kill -KILL "$writer"
 }
 
+@test "what was closed but can't be committed: stat, get, the file itself and down say why, at once" {
+    local mnt=$ROOM/stuck-mnt reason="user.mobula.refs: word 1 is not an ID" fd
+    mkdir "$mnt"
+    up "$mnt" "$ROOM/stuck-state"
+    remember_daemon "$mnt"
+    exec {fd}>"$mnt/staging/bad"
+    setfattr -n user.mobula.refs -v content "$mnt/staging/bad"
+    echo nonsense >&"$fd"
+    getfattr -d -m - "$mnt/staging/bad" >"$BATS_TEST_TMPDIR/before"
+    exec {fd}>&- || true # it fails, but the shell may not say so
+    wait_until "getfattr -n user.mobula.error '$mnt/staging/bad' >/dev/null 2>&1"
+    run -1 grep user.mobula.error "$BATS_TEST_TMPDIR/before"
+    matches "$(getfattr --only-values -n user.mobula.error "$mnt/staging/bad")" "^$reason"
+    getfattr -d -m - "$mnt/staging/bad" | grep -q user.mobula.error
+    matches "$(mobula stat --mount "$mnt" bad)" "state +failed.*$reason"
+    run -69 mobula get --mount "$mnt" bad
+    matches "$output" "bad: was closed, but can't be committed: $reason"
+    kill -KILL "$(sed -n 's/^pid //p' "$mnt"/nodes/*/daemon)" # the next server knows it as well
+    wait_until "getfattr -n user.mobula.error '$mnt/staging/bad' >/dev/null 2>&1"
+    remember_daemon "$mnt"
+    run within 5 mobula down "$mnt"
+    equals "$status" 75
+    matches "$output" "1 file was closed, but can't be committed:"
+    matches "$output" "staging/bad: $reason"
+    is_mounted "$mnt"
+    rm "$mnt/staging/bad"
+    run within 20 mobula down "$mnt"
+    equals "$status $output" "0 "
+}
+
 @test "down prints nothing, stops jobs, and nothing is left; a second one is an error" {
     local mnt=$ROOM/down-mnt mark=17320$RANDOM pids pid
     mkdir -p "$mnt"
