@@ -43,7 +43,10 @@ static const char readme[] =
     "  echo '{\"command\": [\"seq\", \"3\"]}' > run/count\n"
     "  cat run/count/result            # waits until the job has ended\n"
     "  cat run/count/state run/count/usage\n"
-    "  rm staging/now run/count        # the last name gone, the object is freed\n";
+    "  rm staging/now run/count        # the last name gone, the object is freed\n"
+    "\n"
+    "Why a job failed, or its spec was refused: run/NAME/error (a shell's '>' does not tell).\n"
+    "Why anything else: user.mobula.error, by 'getfattr -d -m - FILE' or 'mobula stat NAME'.\n";
 
 static errint_t format(char **text, size_t *bytes, const char *format_text, ...) MOB_PRINTF(3, 4);
 static errint_t format(char **text, size_t *bytes, const char *format_text, ...)
