@@ -150,9 +150,10 @@ bool cli_job_needs_words(const struct cli_job_end *end)
 {
     if (end->succeeded)
         return false;
-    /* "job ID exited with status 3", and not what it needed: the exit code says it all. */
+    /* "job ID exited with status 3", and not what it needed: the exit code says it all. Behind a
+     * ';' is more: that the disk was full, say. */
     bool own = !strncmp(end->sentence, "job ", 4);
     const char *verb = own ? end->sentence + 4 + strcspn(end->sentence + 4, " ") : "";
     return strcmp(end->state, "failed") || !end->has_code || !end->code ||
-           strncmp(verb, " exited with status ", 20);
+           strncmp(verb, " exited with status ", 20) || strchr(verb, ';');
 }

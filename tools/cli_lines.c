@@ -7,21 +7,21 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A line that is in the buffer already. */
-static bool take(struct cli_lines *lines, const char **line)
+/* A line that is in the buffer already: 1, 0 or -EILSEQ. */
+static int take(struct cli_lines *lines, const char **line)
 {
     char *start = lines->buffer + lines->taken;
     size_t left = lines->used - lines->taken;
-    char *newline = left ? memchr(start, '\n', left) : NULL;
+    char *newline = left ? memchr(start, lines->end, left) : NULL;
     if (!newline && lines->at_end && left)
         newline = start + left; /* the last line has no newline; there is room for the terminator */
     if (!newline)
-        return false;
+        return 0;
     *newline = '\0';
     size_t end = (size_t)(newline - lines->buffer) + 1;
     lines->taken = end < lines->used ? end : lines->used;
     *line = start;
-    return true;
+    return start + strlen(start) == newline ? 1 : -EILSEQ;
 }
 
 static errint_t make_room(struct cli_lines *lines)
@@ -47,8 +47,9 @@ static errint_t make_room(struct cli_lines *lines)
 int cli_lines_next(struct cli_lines *lines, const char **line)
 {
     for (;;) {
-        if (take(lines, line))
-            return 1;
+        int taken = take(lines, line);
+        if (taken)
+            return taken;
         if (lines->at_end)
             return 0;
         errint_t error = make_room(lines);

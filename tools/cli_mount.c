@@ -131,20 +131,20 @@ static bool looks_like_mount(const char *path)
     return true;
 }
 
-/* What was asked for by `source` ("--mount", "$MOBULA", ...). */
+/* What was asked for by `source`: "$MOBULA: ", which one may not think of, or "". */
 static errint_t locate_given(const char *source, const char *given, char path[PATH_MAX],
                              struct mob_error *err)
 {
     char real[PATH_MAX];
     if (!realpath(given, real))
-        return mob_error_set(err, -errno, "%s: %s: %s", source, given, strerror(errno));
+        return mob_error_set(err, -errno, "%s%s: %s", source, given, strerror(errno));
     if (mount_around(real, path))
         return 0;
     if (looks_like_mount(real)) {
         snprintf(path, PATH_MAX, "%s", real);
         return 0;
     }
-    return mob_error_set(err, -ENOENT, "%s: %s is no mobula mount; 'mobula up %s' makes it one",
+    return mob_error_set(err, -ENOENT, "%s%s is no mobula mount; 'mobula up %s' makes it one",
                          source, given, given);
 }
 
@@ -171,11 +171,11 @@ errint_t cli_mount_locate(const struct cli *cli, const char *argument, char path
 {
     const char *variable = getenv("MOBULA");
     if (argument)
-        return locate_given("MNT", argument, path, err);
+        return locate_given("", argument, path, err);
     if (cli->mount_option)
-        return locate_given("--mount", cli->mount_option, path, err);
+        return locate_given("", cli->mount_option, path, err);
     if (variable && *variable)
-        return locate_given("$MOBULA", variable, path, err);
+        return locate_given("$MOBULA: ", variable, path, err);
     return locate_only(path, err);
 }
 

@@ -34,17 +34,15 @@ static const char *object_sentence(errint_t code)
     }
 }
 
-errint_t cli_object_error(const struct cli_mount *mount, const struct mob_id *object, errint_t code,
-                          struct mob_error *err)
+errint_t cli_object_error(const struct cli_mount *mount, const struct mob_id *object,
+                          const char *given, errint_t code, struct mob_error *err)
 {
-    char id[MOB_ID_STRING_BYTES];
-    mob_id_format(object, id);
     cleanup_free char *cause = NULL;
     if (code != -ENOENT && code != -ENOTCONN)
         cause = cli_mount_xattr(mount, object, "error");
     if (cause && *cause)
-        return mob_error_set(err, code, "%s: %s", id, cause);
-    return mob_error_set(err, code, "%s: %s", id, object_sentence(code));
+        return mob_error_set(err, code, "%s: %s", given, cause);
+    return mob_error_set(err, code, "%s: %s", given, object_sentence(code));
 }
 
 int cli_object_status(errint_t code)
@@ -83,15 +81,14 @@ errint_t cli_object_state(int watch_fd)
     return got < 0 ? -errno : 0;
 }
 
-int cli_object_open(const struct cli_mount *mount, const struct mob_id *object, uint64_t deadline,
-                    struct mob_error *err)
+int cli_object_open(const struct cli_mount *mount, const struct mob_id *object, const char *given,
+                    uint64_t deadline, struct mob_error *err)
 {
     struct cli_progress progress;
     cli_progress_start(&progress);
     cleanup_fd int watch = cli_object_watch(mount, object);
     if (watch < 0)
-        return cli_object_error(mount, object, steal_fd(&watch), err);
-    char id[MOB_ID_STRING_BYTES];
+        return cli_object_error(mount, object, given, steal_fd(&watch), err);
     for (;;) {
         int wait_ms = cli_poll_ms(deadline, 500);
         struct pollfd poller = {.fd = watch, .events = POLLIN};
@@ -103,15 +100,14 @@ int cli_object_open(const struct cli_mount *mount, const struct mob_id *object, 
             break;
         if (state != -EAGAIN) {
             cli_progress_clear(&progress);
-            return cli_object_error(mount, object, state, err);
+            return cli_object_error(mount, object, given, state, err);
         }
         if (!cli_poll_ms(deadline, 1)) {
             cli_progress_clear(&progress);
-            return mob_error_set(err, -ETIME, "%s: still pending when the timeout ran out",
-                                 mob_id_format(object, id));
+            return mob_error_set(err, -ETIME, "%s: still pending when the timeout ran out", given);
         }
         if (cli_progress_due(&progress))
-            cli_progress_show(&progress, "waiting for %s", mob_id_format(object, id));
+            cli_progress_show(&progress, "waiting for %s", given);
     }
     cli_progress_clear(&progress);
     /* Opened again while the first descriptor holds the object: a descriptor of a ready object can
@@ -119,7 +115,7 @@ int cli_object_open(const struct cli_mount *mount, const struct mob_id *object, 
     char path[64] = "objects/";
     mob_id_format(object, path + 8);
     int fd = openat(mount->fd, path, O_RDONLY | O_CLOEXEC);
-    return fd < 0 ? cli_object_error(mount, object, -errno, err) : fd;
+    return fd < 0 ? cli_object_error(mount, object, given, -errno, err) : fd;
 }
 
 /* --- copying --- */

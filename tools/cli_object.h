@@ -6,9 +6,9 @@
 
 /* Opens objects/ID for reading, waiting until it is ready or `deadline` passes (-ETIME). Shows
  * progress on a terminal. Returns the descriptor, or a negative errno and a sentence (SPEC.md 2,
- * errno table). */
-int cli_object_open(const struct cli_mount *mount, const struct mob_id *object, uint64_t deadline,
-                    struct mob_error *err);
+ * errno table), which calls it as it was given. */
+int cli_object_open(const struct cli_mount *mount, const struct mob_id *object, const char *given,
+                    uint64_t deadline, struct mob_error *err);
 
 /* Opens objects/ID without waiting: a descriptor that poll(2) reports ready when the object is. A
  * negative errno if it can't be opened, or has failed already. */
@@ -18,10 +18,10 @@ int cli_object_watch(const struct cli_mount *mount, const struct mob_id *object)
  * else the errno it failed with. Reads none of it. */
 errint_t cli_object_state(int watch_fd);
 
-/* The sentence for an object that can't be opened or read, `code` as open(2) gave it; returns
- * `code`. */
-errint_t cli_object_error(const struct cli_mount *mount, const struct mob_id *object, errint_t code,
-                          struct mob_error *err);
+/* The sentence for an object that can't be opened or read, `code` as open(2) gave it, beginning
+ * with what it was called; returns `code`. */
+errint_t cli_object_error(const struct cli_mount *mount, const struct mob_id *object,
+                          const char *given, errint_t code, struct mob_error *err);
 
 /* The exit status for such a code: a failed object is EX_UNAVAILABLE, where cli_status() would
  * blame the disk. */
@@ -55,6 +55,8 @@ MOB_MUST_CHECK errint_t cli_stage_commit(const struct cli_mount *mount, struct c
 /* Renames it, and signals leave it alone from then on. */
 MOB_MUST_CHECK errint_t cli_stage_rename(const struct cli_mount *mount, struct cli_staged *staged,
                                          const char *new_path, struct mob_error *err);
+/* The exit status for such a code: what is not there then is no input. */
+int cli_name_status(errint_t code);
 /* Closes and removes whatever is there. Any state; keeps errno. */
 void cli_stage_abort(const struct cli_mount *mount, struct cli_staged *staged);
 

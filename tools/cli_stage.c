@@ -78,7 +78,9 @@ errint_t cli_stage_rename(const struct cli_mount *mount, struct cli_staged *stag
     if (renameat(mount->fd, staged->path, mount->fd, new_path)) {
         errint_t error = -errno;
         if (error == -ENOENT)
-            return mob_error_set(err, error, "cannot name it %s/%s: there is no such directory",
+            return mob_error_set(err, error,
+                                 "cannot name it %s/%s: there is no such directory: 'mkdir -p' it "
+                                 "first",
                                  mount->path, new_path);
         return mob_error_set(err, error, "cannot name it %s/%s: %s", mount->path, new_path,
                              cli_errno_text(error));
@@ -86,6 +88,12 @@ errint_t cli_stage_rename(const struct cli_mount *mount, struct cli_staged *stag
     cli_undo_disarm();
     snprintf(staged->path, sizeof staged->path, "%s", new_path);
     return 0;
+}
+
+int cli_name_status(errint_t code)
+{
+    int status = cli_status(code);
+    return status == EX_NOINPUT ? EX_CANTCREAT : status;
 }
 
 void cli_stage_abort(const struct cli_mount *mount, struct cli_staged *staged)

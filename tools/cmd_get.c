@@ -83,7 +83,7 @@ static int run(struct cli *cli, int argc, char **argv)
     struct cli_target target;
     if (cli_mount_find(cli, &mount, &err) || cli_target_object(&mount, argv[optind], &target, &err))
         return cli_report(cli, &err);
-    cleanup_fd int in = cli_object_open(&mount, &target.id, deadline, &err);
+    cleanup_fd int in = cli_object_open(&mount, &target.id, argv[optind], deadline, &err);
     if (in < 0) {
         cli_fail(cli, 0, "%s", err.message);
         return cli_object_status(err.code);

@@ -34,6 +34,16 @@ static errint_t print_now(const struct cli_mount *mount, const struct mob_id *jo
     return error;
 }
 
+/* What neither its output nor its exit status tells: that its spec was refused, say. */
+static void note_end(const struct cli *cli, const struct cli_mount *mount, const struct mob_id *job)
+{
+    struct cli_job_end end;
+    cleanup_fd int watch = cli_job_watch(mount, job);
+    cli_job_end(mount, job, watch, &end);
+    if (watch >= 0 && end.over && cli_job_needs_words(&end))
+        cli_note(cli, "%s%s%s", end.state, *end.sentence ? ": " : "", end.sentence);
+}
+
 static int run(struct cli *cli, int argc, char **argv)
 {
     static const struct option longs[] = {
@@ -53,6 +63,7 @@ static int run(struct cli *cli, int argc, char **argv)
                             : print_now(&mount, &target.id, &err);
     if (error)
         return cli_report(cli, &err);
+    note_end(cli, &mount, &target.id);
     return EX_OK;
 }
 

@@ -16,6 +16,7 @@ static const char help[] =
     "its path, and is appended if COMMAND has none. Without ':::' ARGs come from standard\n"
     "input, one a line.\n"
     "\n"
+    "  -0, --null         each ARG on standard input ends with a 0, as from 'find -print0'\n"
     "  -j, --jobs N       so many jobs in flight at once (default 256; how many run is up to\n"
     "                     the node's CPUs)\n"
     "  -c, --cpus N       CPUs that each job takes (default 1)\n"
@@ -209,7 +210,9 @@ static errint_t submit_more(struct map *map)
         }
         map->no_more = got <= 0;
         if (got < 0)
-            say(map, "standard input", cli_errno_text(got));
+            say(map, "standard input",
+                got == -EILSEQ ? "a line has a 0 in it; from 'find -print0' read with --null"
+                               : cli_errno_text(got));
         if (got <= 0)
             return got;
         errint_t error = submit(map, argument);
@@ -265,6 +268,8 @@ static errint_t print_in_order(struct map *map)
     while (map->printed < map->submitted && job_at(map, map->printed)->watch < 0) {
         errint_t error = print_job(map, map->printed, true);
         map->printed++;
+        if (error && error != -EPIPE)
+            say(map, "cannot pass on what a job wrote", cli_errno_text(error));
         if (error)
             return error;
     }
@@ -356,6 +361,9 @@ static void split_arguments(struct map *map, char **argv)
             map->arguments = word + 1;
             break;
         }
+        if (!strncmp(*word, ":::", 3))
+            cli_usage(map->cli, "'%s': expected ':::' before the ARGs, or ARGs on standard input",
+                      *word);
         if (!strcmp(*word, "{}"))
             map->has_place = true;
         else if (strstr(*word, "{}"))
@@ -367,6 +375,8 @@ static void split_arguments(struct map *map, char **argv)
     }
     if (!*map->command)
         cli_usage(map->cli, "expected a COMMAND");
+    if (!map->arguments && isatty(map->lines.fd))
+        cli_note(map->cli, "reading ARGs from the terminal, one a line, to Ctrl-D");
 }
 
 static int prepare(struct map *map)
@@ -412,6 +422,7 @@ static int run_map(struct map *map)
 static int run(struct cli *cli, int argc, char **argv)
 {
     static const struct option longs[] = {CLI_COMMON_OPTIONS,
+                                          {"null", no_argument, NULL, '0'},
                                           {"jobs", required_argument, NULL, 'j'},
                                           {"cpus", required_argument, NULL, 'c'},
                                           {"timeout", required_argument, NULL, 't'},
@@ -421,10 +432,12 @@ static int run(struct cli *cli, int argc, char **argv)
         return cli_fail(cli, EX_OSERR, "no memory");
     map->cli = cli;
     map->mount.fd = -1;
-    map->lines.fd = STDIN_FILENO;
+    map->lines = (struct cli_lines){.fd = STDIN_FILENO, .end = '\n'};
     map->limit = DEFAULT_IN_FLIGHT;
-    for (int option; (option = cli_getopt(cli, argc, argv, "+j:c:t:", longs)) != -1;) {
-        if (option == 'j')
+    for (int option; (option = cli_getopt(cli, argc, argv, "+0j:c:t:", longs)) != -1;) {
+        if (option == '0')
+            map->lines.end = '\0';
+        else if (option == 'j')
             map->limit = (unsigned)cli_parse_count(cli, "--jobs", optarg, 1, WINDOW);
         else if (option == 'c')
             map->cpus = cli_parse_cpus(cli, "--cpus", optarg);

@@ -138,7 +138,7 @@ static int put_one(const struct put *put, const char *label)
     if (!status && !final_name(put, label, mob_id_format(&object, id), path))
         status = cli_fail(put->cli, EX_USAGE, "--name: too long");
     if (!status && cli_stage_rename(put->mount, &staged, path, &err))
-        status = cli_report(put->cli, &err);
+        status = cli_fail(put->cli, cli_name_status(err.code), "%s", err.message);
     if (status) {
         cli_stage_abort(put->mount, &staged);
         return status;

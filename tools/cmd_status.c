@@ -126,8 +126,9 @@ static void print_disk(const json_t *memory)
            mob_format_size((uint64_t)number(memory, "restored_bytes"), other), io,
            key && strcmp(key, "none") ? ", encrypted" : "");
     if (errors > 0 || damaged > 0)
-        printf("           %lld errors while spilling, %lld damaged objects: see the log\n",
-               (long long)errors, (long long)damaged);
+        printf("           %lld error%s while spilling, %lld damaged object%s: see the log\n",
+               (long long)errors, errors == 1 ? "" : "s", (long long)damaged,
+               damaged == 1 ? "" : "s");
 }
 
 static void print_journal(const json_t *memory)

@@ -92,7 +92,7 @@ static int submit_one(const struct submit *submit, const char *label)
         if (cli_stage_rename(submit->mount, &staged, path, &err)) {
             errint_t cancelled = cli_job_control(submit->mount, &job, "cancel\n");
             (void)cancelled; /* it may have ended already */
-            status = cli_report(submit->cli, &err);
+            status = cli_fail(submit->cli, cli_name_status(err.code), "%s", err.message);
         }
     }
     if (status)

@@ -23,7 +23,8 @@ static const char help[] =
 
 struct waiting {
     struct mob_id object;
-    char *text; /* as it was given, which is what gets printed */
+    char *text;  /* as it was given, which is what gets printed */
+    char *never; /* there is no such object, as its job was refused: the reason; or NULL */
 };
 
 struct wait {
@@ -39,11 +40,21 @@ struct wait {
     json_t *list;
 };
 
+static char *copy(struct wait *wait, const char *text)
+{
+    char *out = strdup(text);
+    if (!out)
+        exit(cli_fail(wait->cli, EX_OSERR, "no memory"));
+    return out;
+}
+
 static void add(struct wait *wait, const char *text)
 {
-    struct cli_target target;
+    struct cli_target target = {0};
     struct mob_error err = {0};
-    if (cli_target_object(&wait->mount, text, &target, &err))
+    errint_t error = cli_target_object(&wait->mount, text, &target, &err);
+    bool never = error == -ENODATA && target.kind == CLI_TARGET_JOB;
+    if (error && !never)
         exit(cli_report(wait->cli, &err));
     if (wait->count == wait->capacity) {
         wait->capacity = wait->capacity ? wait->capacity * 2 : 64;
@@ -52,10 +63,9 @@ static void add(struct wait *wait, const char *text)
             exit(cli_fail(wait->cli, EX_OSERR, "no memory"));
         wait->all = larger;
     }
-    char *copy = strdup(text);
-    if (!copy)
-        exit(cli_fail(wait->cli, EX_OSERR, "no memory"));
-    wait->all[wait->count++] = (struct waiting){.object = target.id, .text = copy};
+    wait->all[wait->count++] = (struct waiting){.object = target.id,
+                                                .text = copy(wait, text),
+                                                .never = never ? copy(wait, err.message) : NULL};
 }
 
 static void add_lines(struct wait *wait)
@@ -78,7 +88,9 @@ static void add_json(struct wait *wait, const struct waiting *one, const char *s
     if (!wait->list)
         return;
     json_array_append_new(wait->list,
-                          json_pack("{s:s, s:s, s:s*}", "id", mob_id_format(&one->object, id),
+                          json_pack("{s:s, s:s*, s:s, s:s*}", "id", mob_id_format(&one->object, id),
+                                    "argument",
+                                    mob_is_utf8(one->text, strlen(one->text)) ? one->text : NULL,
                                     "state", state, "error", sentence));
 }
 
@@ -96,7 +108,10 @@ static void settle(struct wait *wait, const struct waiting *one, errint_t state)
     }
     struct mob_error err = {0};
     wait->failed++;
-    cli_object_error(&wait->mount, &one->object, state, &err);
+    if (one->never)
+        mob_error_set(&err, state, "%s: %s", one->text, one->never);
+    else
+        cli_object_error(&wait->mount, &one->object, one->text, state, &err);
     add_json(wait, one, "failed", err.message);
     if (!wait->cli->json)
         cli_note(wait->cli, "%s", err.message);
@@ -112,7 +127,7 @@ static void open_more(struct wait *wait, size_t limit)
 {
     while (wait->opened < wait->count && wait->polling < limit && !is_over(wait)) {
         const struct waiting *one = &wait->all[wait->opened];
-        int fd = cli_object_watch(&wait->mount, &one->object);
+        int fd = one->never ? -ENODATA : cli_object_watch(&wait->mount, &one->object);
         if ((fd == -EMFILE || fd == -ENFILE) && wait->polling)
             return; /* goes on when others are over */
         wait->places[wait->polling] = wait->opened++;
@@ -176,8 +191,10 @@ static void release(struct wait *wait)
 {
     for (size_t i = 0; i < wait->polling; i++)
         close(wait->polls[i].fd);
-    for (size_t i = 0; i < wait->count; i++)
+    for (size_t i = 0; i < wait->count; i++) {
         free(wait->all[i].text);
+        free(wait->all[i].never);
+    }
     free(wait->all);
     free(wait->polls);
     free(wait->places);

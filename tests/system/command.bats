@@ -46,6 +46,19 @@ is_json() { jq -e . >/dev/null <<<"$1" || {
     matches "$output" '[0-9]+\.[0-9]+'
 }
 
+@test "the shell completes each option that a command's help has" {
+    # shellcheck disable=SC2034 # what bash gives a completion
+    local command COMP_WORDS COMP_CWORD=2 COMPREPLY
+    source "$repository/tools/mobula.bash-completion"
+    for command in $(mobula --help | sed -n -E '/^Example/q; s/^  ([a-z]+) .*/\1/p'); do
+        COMP_WORDS=(mobula "$command" --)
+        _mobula
+        equals "$(printf '%s\n' "${COMPREPLY[@]}" | sort)" \
+            "$( (echo --help; mobula "$command" --help | grep -oE '^ +(-., )?--[a-z-]+' | grep -oE -e '--.*') | sort -u)" \
+            "options of $command"
+    done
+}
+
 @test "bad usage exits 64 and names the option" {
     exits $EX_USAGE mobula
     exits $EX_USAGE mobula no-such-command
@@ -135,7 +148,7 @@ spill_lines() { # IO PENDING ERRORS DAMAGED
     exits 0 mobula status "$mnt"
     matches "$output" '12\.0 MiB pending \('
     matches "$output" 'pread and pwrite \(io_uring: Operation not permitted\)'
-    matches "$output" '2 errors while spilling, 1 damaged objects'
+    matches "$output" '2 errors while spilling, 1 damaged object:'
     exits 0 mobula status "$mnt" --json
     equals "$(jq '.nodes[0].memory.spilling_bytes' <<<"$output")" 12582912
 }
@@ -225,6 +238,10 @@ spill_lines() { # IO PENDING ERRORS DAMAGED
     exits 0 m put --json "$BATS_TEST_TMPDIR/script"
     is_json "$output"
     matches "$output" '[0-9a-f]{40}'
+    exits $EX_CANTCREAT m put "$BATS_TEST_TMPDIR/script" --name no-such-dir/x
+    matches "$output" "no-such-dir/x: there is no such directory"
+    exits $EX_CANTCREAT m put "$BATS_TEST_TMPDIR/script" --name "$(printf '%0256d' 0)"
+    exits $EX_NOINPUT m put "$BATS_TEST_TMPDIR/no-such-file"
 }
 
 @test "put --ref holds other objects" {
@@ -309,6 +326,26 @@ requests() { sed -n 's/^mobula_fuse_requests_total{opcode="'"$1"'"} //p' "$MNT/m
     equals "$(cat "$BATS_TEST_TMPDIR/out")" "$ready"$'\n'"$(result wait-gate)"
     # A job's ID stands for its result; IDs come by standard input, too.
     equals "$(printf '%s\n' "$(job wait-gate)" | m wait -)" "$(job wait-gate)"
+}
+
+@test "wait says by its name which one failed or was refused, and waits for the others" {
+    gate wait-for-me
+    drop wait-refused '{"command": "true"}'
+    drop wait-failed '{"command": ["false"]}'
+    ends wait-failed failed
+    background bash -c 'MOBULA="$1" mobula wait --json wait-refused wait-failed wait-for-me >"$2"; echo "$?" >>"$2"' \
+        - "$MNT" "$BATS_TEST_TMPDIR/out"
+    local pid=$!
+    exits $EX_TEMPFAIL m wait --timeout 0 wait-refused wait-failed wait-for-me
+    matches "$output" "mobula wait: wait-refused: job .* has no result: line 1, column 13: command"
+    matches "$output" "mobula wait: wait-failed: job .* exited with status 1"
+    open_gate wait-for-me
+    wait "$pid"
+    equals "$(head -n -1 "$BATS_TEST_TMPDIR/out" | jq -c '[.[] | [.argument, .state]]')" \
+        '[["wait-refused","failed"],["wait-failed","failed"],["wait-for-me","ready"]]'
+    equals "$(tail -n 1 "$BATS_TEST_TMPDIR/out")" 1
+    exits $EX_UNAVAILABLE m get wait-failed
+    matches "$output" "^mobula get: wait-failed: job .* exited with status 1$"
 }
 
 @test "wait for hundreds of jobs" {
@@ -404,6 +441,20 @@ requests() { sed -n 's/^mobula_fuse_requests_total{opcode="'"$1"'"} //p' "$MNT/m
     equals "$(m map -j 2 -- sh -c 'sleep $(cat $0); cat $0' {} <"$BATS_TEST_TMPDIR/ids")" $'0.4\n0.3\n0.2\n0.1\n0.0'
 }
 
+@test "map reads names that end with a zero, and drops none that it did not expect" {
+    printf one >"$BATS_TEST_TMPDIR/a"
+    printf two >"$BATS_TEST_TMPDIR/"$'b\nc'
+    equals "$(printf '%s\0' "$BATS_TEST_TMPDIR/a" "$BATS_TEST_TMPDIR/"$'b\nc' | m map -0 cat)" onetwo
+    exits $EX_DATAERR m map cat < <(printf '%s\0' "$BATS_TEST_TMPDIR/a" "$BATS_TEST_TMPDIR/a")
+    matches "$output" "--null"
+    exits $EX_USAGE m map cat :::+ "$BATS_TEST_TMPDIR/a"
+    matches "$output" "':::\+': expected ':::'"
+    exits $EX_USAGE m map cat :::: "$BATS_TEST_TMPDIR/a"
+    run bash -c 'MOBULA="$1" mobula map cat ::: "$2" >/dev/full' - "$MNT" "$BATS_TEST_TMPDIR/a"
+    equals "$status" 74
+    matches "$output" "cannot pass on what a job wrote: No space left on device"
+}
+
 @test "map exits with the number of failures" {
     exits 2 m map -- sh -c 'grep -q good $0' {} ::: <(echo good) <(echo bad) <(echo worse)
 }
@@ -424,6 +475,9 @@ requests() { sed -n 's/^mobula_fuse_requests_total{opcode="'"$1"'"} //p' "$MNT/m
     wait "$pid"
     equals "$(cat "$BATS_TEST_TMPDIR/out")" $'one\ntwo'
     exits $EX_NOINPUT m logs no-such-job
+    drop logs-refused '{"command": "true"}'
+    exits 0 m logs logs-refused
+    matches "$output" "mobula logs: rejected: line 1, column 13: command"
 }
 
 @test "cancel cancels jobs by name and by ID" {
