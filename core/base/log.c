@@ -45,8 +45,12 @@ void mob_log(enum mob_log_level level, const char *format, ...)
     va_start(args, format);
     int added = vsnprintf(line + used, sizeof line - used - 1, format, args);
     va_end(args);
+    size_t message = used;
     if (added > 0)
         used += (size_t)added < sizeof line - used - 1 ? (size_t)added : sizeof line - used - 2;
+    for (size_t i = message; i < used; i++) /* a user's name of a file must not make lines */
+        if ((unsigned char)line[i] < ' ' || line[i] == 0x7f)
+            line[i] = '?';
     line[used++] = '\n';
     ssize_t written = write(STDERR_FILENO, line, used);
     (void)written; /* nobody is left to tell */

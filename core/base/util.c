@@ -298,6 +298,22 @@ bool mob_is_utf8(const char *text, size_t bytes)
     return true;
 }
 
+char *mob_printable(const char *text)
+{
+    bool utf8 = mob_is_utf8(text, strlen(text));
+    char *out = malloc(4 * strlen(text) + 1), *at = out;
+    for (; out && *text; text++) {
+        unsigned char byte = (unsigned char)*text;
+        if (byte < ' ' || byte == 0x7f || byte == '\\' || (byte > 0x7f && !utf8))
+            at += sprintf(at, "\\%03o", byte);
+        else
+            *at++ = *text;
+    }
+    if (out)
+        *at = '\0';
+    return out;
+}
+
 static uint64_t system_now(void *context)
 {
     (void)context;

@@ -118,6 +118,9 @@ void mob_no_hurry(void);
 
 /* True if `bytes` of `text` are well-formed UTF-8 without NUL. */
 bool mob_is_utf8(const char *text, size_t bytes);
+/* A new string for a line that is UTF-8: as in /proc/mounts, control characters and backslashes
+ * become "\ooo", and all that is no ASCII where `text` is no UTF-8. NULL = out of memory. */
+char *mob_printable(const char *text);
 
 /* Time, injected where logic depends on it. `now_ns` is monotonic. */
 struct mob_clock {

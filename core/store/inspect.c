@@ -56,7 +56,10 @@ static void search_names(struct search *search, MDB_cursor *cursor)
         name[record.name_bytes] = '\0';
         if (names_path(search->store, parent, name, &path))
             continue;
-        say(&search->text, "name ", path);
+        cleanup_free char *line = mob_printable(path);
+        if (line)
+            say(&search->text, "name ", line);
+        search->text.failed |= !line;
         search->found++;
     }
 }

@@ -355,6 +355,11 @@ with_refs() {
     matches "$output" 'staging/holders/two'
     matches "$output" "$outer"
     matches "$output" "$(job holders-job)"
+    ln "$MNT/objects/$id" "$MNT/staging/holders/"$'new\nline'
+    ln "$MNT/objects/$id" "$MNT/staging/holders/"$'\xff'
+    equals "$(MOBULA=$MNT mobula stat --json "$id" | jq -c '[.holders[] | select(test("new|377"))] | sort')" \
+        '["name staging/holders/\\377","name staging/holders/new\\012line"]'
+    rm "$MNT/staging/holders/"$'new\nline' "$MNT/staging/holders/"$'\xff'
     exec {reader}<&-
     open_gate holders-gate y
     ends holders-job succeeded

@@ -1,4 +1,5 @@
 /* core/base: IDs, sizes, durations, UTF-8, errors, whole reads and writes. */
+#include "log_fixture.h"
 #include "unit.h"
 
 #include <errno.h>
@@ -12,6 +13,7 @@
 
 #include "core/base/error.h"
 #include "core/base/id.h"
+#include "core/base/log.h"
 #include "core/base/util.h"
 
 /* --- injected failures: -Wl,--wrap=write,--wrap=read --- */
@@ -169,6 +171,30 @@ static void utf8_is_told_from_what_is_not(void **state)
         assert_false(mob_is_utf8(bad[i], strlen(bad[i])));
 }
 
+static void any_name_can_be_printed_in_a_line(void **state)
+{
+    (void)state;
+    static const char *const names[][2] = {{"", ""},
+                                           {"gr\xc3\xbc\xc3\x9f e", "gr\xc3\xbc\xc3\x9f e"},
+                                           {"a\nb\\\x7f", "a\\012b\\134\\177"},
+                                           {"a\xffg\xc3\xbc", "a\\377g\\303\\274"}};
+    for (size_t i = 0; i < MOB_ARRAY_LENGTH(names); i++) {
+        cleanup_free char *line = mob_printable(names[i][0]);
+        assert_string_equal(line, names[i][1]);
+    }
+}
+
+static void a_name_makes_no_lines_in_the_log(void **state)
+{
+    (void)state;
+    int kept = -1;
+    log_caught(&kept);
+    mob_log_error("lost: %s", "a\n2000-01-01T00:00:00.000Z error forged\x1b[1m");
+    cleanup_free char *log = log_caught(&kept);
+    assert_ptr_equal(strchr(log, '\n'), log + strlen(log) - 1);
+    assert_non_null(strstr(log, " error lost: a?2000-01-01T00:00:00.000Z error forged?[1m\n"));
+}
+
 static void an_error_names_its_place(void **state)
 {
     (void)state;
@@ -294,6 +320,8 @@ int main(void)
         cmocka_unit_test(durations_are_read_as_people_write_them),
         cmocka_unit_test(sizes_and_durations_are_printed_short),
         cmocka_unit_test(utf8_is_told_from_what_is_not),
+        cmocka_unit_test(any_name_can_be_printed_in_a_line),
+        cmocka_unit_test(a_name_makes_no_lines_in_the_log),
         cmocka_unit_test(an_error_names_its_place),
         cmocka_unit_test(short_and_interrupted_writes_are_finished),
         cmocka_unit_test(a_file_is_written_whole_or_not_at_all),
