@@ -259,6 +259,22 @@ static errint_t link_job(struct fs *fs, uint64_t directory, const char *name,
     return error;
 }
 
+/* A name of another store: mv(1) from there would make a link that leads nowhere, and remove the
+ * name there, which frees the object. */
+static bool is_name_elsewhere(const struct fs *fs, const char *text, const struct mob_id *id)
+{
+    char tail[MOB_ID_STRING_BYTES + 16], digits[MOB_ID_STRING_BYTES];
+    mob_id_format(id, digits);
+    if (!strncmp(digits, fs->id, sizeof fs->id - 1))
+        return false;
+    for (const char *const *root = (const char *const[]){"objects", "jobs", NULL}; *root; root++) {
+        int length = snprintf(tail, sizeof tail, "../%s/%s", *root, digits);
+        if (strlen(text) >= (size_t)length && !strcmp(text + strlen(text) - length, tail))
+            return true;
+    }
+    return false;
+}
+
 void directory_symlink(fuse_req_t request, const char *text, uint64_t parent, const char *name)
 {
     struct fs *fs = fs_of(request);
@@ -275,6 +291,8 @@ void directory_symlink(fuse_req_t request, const char *text, uint64_t parent, co
         error = names_link_object(fs->store, directory, name, &id, who->uid, who->gid, &info);
     else if (is_id && !jobs_find(fs->jobs, &id, &job))
         error = link_job(fs, directory, name, &id, who, &info);
+    else if (is_id && is_name_elsewhere(fs, text, &id))
+        error = -EXDEV;
     else
         error = names_make_symlink(fs->store, directory, name, text, who->uid, who->gid, &info);
     if (done_before(error, -EEXIST))

@@ -582,6 +582,25 @@ compare_trees() { # SOURCE COPY
 }
 
 # rsync sets permissions after it has closed a file, when that is an object that nobody may chmod.
+@test "mv from another store is refused, and the object stays there" {
+    local other=$ROOM/other-mnt id
+    mkdir "$other"
+    up "$other" "$ROOM/other-state"
+    remember_daemon "$other"
+    echo kept >"$other/staging/kept"
+    id=$(basename "$(readlink "$other/staging/kept")")
+    run mv "$other/staging/kept" "$here/moved"
+    equals "$status" 1
+    matches "$output" "Invalid cross-device link"
+    equals "$(cat "$other/staging/kept")" kept
+    gone "$here/moved"
+    cp "$other/staging/kept" "$here/copied"
+    equals "$(cat "$here/copied")" kept
+    refused EXDEV symlink "$here/job" "../jobs/$id"
+    allowed symlink "$here/text" "no/$id" # not one of ours
+    mobula down "$other"
+}
+
 @test "rsync -a copies everything, and has nothing to complain about but permissions" {
     local round
     make_tree "$BATS_TEST_TMPDIR/tree"
