@@ -8,12 +8,19 @@ int up_check_memory(const struct cli *cli, const struct up_options *options)
 {
     enum { CONTAINER_DEFAULT_BYTES = 64 << 20 };
     struct statvfs shm;
+    uint64_t whole = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t wanted = 0;
+    char have[32], want[32];
+    if (options->memory && mob_parse_size(options->memory, whole, &wanted, NULL))
+        wanted = 0; /* it has been refused already */
+    if (wanted > whole)
+        cli_note(cli,
+                 "warning: --memory: %s, but the machine has only %s: it may run out of memory",
+                 mob_format_size(wanted, want), mob_format_size(whole, have));
     if (geteuid() == 0 || statvfs("/dev/shm", &shm))
         return EX_OK;
-    uint64_t size = (uint64_t)shm.f_blocks * shm.f_frsize, wanted = 0;
-    uint64_t whole = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-    char have[32], want[32];
-    if (options->memory && !mob_parse_size(options->memory, whole, &wanted, NULL) && wanted > size)
+    uint64_t size = (uint64_t)shm.f_blocks * shm.f_frsize;
+    if (wanted > size)
         return cli_fail(cli, EX_CONFIG,
                         "--memory: %s, but /dev/shm has only %s: make it larger (docker run "
                         "--shm-size=%s; mount -o remount,size=%s /dev/shm) or ask for less",

@@ -8,8 +8,8 @@
 
 #include "tools/cmd_up_options.h"
 
-/* An ordinary user's objects lie in /dev/shm, which containers keep small: EX_CONFIG if --memory
- * is more than that. */
+/* Warns if --memory is more than the machine has. An ordinary user's objects lie in /dev/shm, which
+ * containers keep small: EX_CONFIG if it is more than that. */
 int up_check_memory(const struct cli *cli, const struct up_options *options);
 
 /* Makes the state directory, and names it by its path without links. EX_CANTCREAT, EX_NOPERM. */

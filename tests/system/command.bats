@@ -765,6 +765,16 @@ spill_mode() { if [[ $(id -u) -eq 0 ]]; then echo 711; else echo 700; fi; }
     within 20 mobula down "$mnt"
 }
 
+@test "more memory than the machine has is a warning" {
+    local mnt=$ROOM/large-mnt
+    is_root || skip "an ordinary user is refused: /dev/shm has less"
+    mkdir "$mnt"
+    memory=100T exits 0 up "$mnt" "$ROOM/large-state"
+    matches "$output" "warning: --memory: 100.0 TiB, but the machine has only "
+    remember_daemon "$mnt"
+    within 20 mobula down "$mnt"
+}
+
 @test "a spill directory in memory is a warning" {
     local mnt=$ROOM/in-memory-mnt place
     [[ $(stat -f -c %T /dev/shm) == tmpfs ]] || skip "/dev/shm is no tmpfs"
