@@ -9,6 +9,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "core/base/log.h"
@@ -28,6 +29,17 @@ static errint_t make_place(const char *path, mode_t mode, struct mob_error *err)
     return error;
 }
 
+/* A daemon that was killed just now may have a process that still goes: it is waited for. */
+static int lock_patiently(int fd)
+{
+    const uint64_t deadline = mob_monotonic_ns() + UINT64_C(3000000000);
+    int failed;
+    while ((failed = flock(fd, LOCK_EX | LOCK_NB)) && errno == EWOULDBLOCK &&
+           mob_monotonic_ns() < deadline)
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    return failed;
+}
+
 static errint_t lock_state(const struct settings *settings, int *lock_fd, struct mob_error *err)
 {
     char path[PATH_MAX + 16];
@@ -35,7 +47,7 @@ static errint_t lock_state(const struct settings *settings, int *lock_fd, struct
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0)
         return mob_error_set(err, -errno, "can't open %s: %s", path, strerror(errno));
-    if (flock(fd, LOCK_EX | LOCK_NB)) {
+    if (lock_patiently(fd)) {
         errint_t error = errno == EWOULDBLOCK ? -EBUSY : -errno;
         close(fd);
         return mob_error_set(err, error,

@@ -302,7 +302,10 @@ teardown() {
     kill -KILL "$keeper" "$server"
     wait_until pid_gone "$keeper"
     wait_until pid_gone "$server"
-    # The mount is stale now; up notices and replaces it.
+    # The mount is stale now; up notices and replaces it, and the daemon waits for who has the state
+    # still, as a process has that takes its time to die.
+    background flock "$state/keeper.lock" sleep 1
+    wait_until '! flock -n "'"$state"'/keeper.lock" true'
     up "$mnt" "$state"
     sed -n -E 's/^(keeper_)?pid //p' "$mnt"/nodes/*/daemon >>"$ROOM/pids"
     equals "$(cat "$mnt/staging/directory/inline")" inline
