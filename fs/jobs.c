@@ -123,6 +123,15 @@ static errint_t stream_attributes(struct fs *fs, const struct job_info *info, un
     return jobs_stream_size(fs->jobs, info->number, file == FILE_STDOUT ? 1 : 2, bytes, mtime_ns);
 }
 
+/* What was dropped in a private file, and what comes of it, is private: arguments, variables,
+ * output. How the job stands is for all to see, as in ps(1). */
+static mode_t file_mode(const struct job_info *info, unsigned file)
+{
+    bool private =
+        file == FILE_SPEC || file == FILE_STDOUT || file == FILE_STDERR || file == FILE_ERROR;
+    return S_IFREG | (0444 & ~(private ? info->umask : 0));
+}
+
 static errint_t job_file_attributes(struct fs *fs, uint64_t node, struct stat *out, double *timeout)
 {
     unsigned file = node_auxiliary(node);
@@ -134,7 +143,7 @@ static errint_t job_file_attributes(struct fs *fs, uint64_t node, struct stat *o
     changed = changed ? changed : info.submitted_ns;
     enum job_file text_kind;
     uint64_t bytes = 0;
-    mode_t mode = S_IFREG | 0444;
+    mode_t mode = file_mode(&info, file);
     if (file == FILE_CTL) {
         mode = S_IFREG | 0200;
     } else if (file == FILE_OUTPUTS) {

@@ -113,6 +113,7 @@ struct job_info {
     enum job_state state;
     uid_t uid;
     gid_t gid;
+    mode_t umask;         /* what its file denied others, its texts do as well */
     unsigned outputs;     /* named outputs; 0: standard output is the result */
     bool has_result;      /* there is a result object (not for rejected ones) */
     struct mob_id result; /* index 1: standard output, or the first named output */

@@ -23,6 +23,7 @@ static void fill_info(struct jobs *jobs, const struct job *job, struct job_info 
         .state = job_visible_state(jobs, job),
         .uid = job->uid,
         .gid = job->gid,
+        .umask = job->umask,
         .outputs = job->output_count,
         .names = job->names,
         .submitted_ns = job->submitted_ns,

@@ -549,6 +549,30 @@ rejected() {
     rm "$MNT/run/$1"
 }
 
+@test "what a private spec has and gives is private; how its job stands is not" {
+    is_root || skip "needs root, to be somebody else"
+    local file
+    (
+        umask 077
+        drop private '{"command": ["sh", "-c", "echo out; echo err >&2"], "env": {"TOKEN": "secret"}}'
+        drop private-bad '{"command": "secret"}'
+    )
+    ends private succeeded
+    for file in spec stdout stderr error result; do
+        equals "$(as_nobody cat "$MNT/run/private/$file" 2>&1)" \
+            "cat: $MNT/run/private/$file: Permission denied"
+    done
+    run ! as_nobody cat "$MNT/run/private-bad/error"
+    run as_nobody mobula logs --mount "$MNT" private
+    equals "$status" 77
+    equals "$(as_nobody cat "$MNT/run/private/state" "$MNT/run/private/exit_code")" $'succeeded\n0'
+    equals "$(cat "$MNT/run/private/stdout" "$MNT/run/private/stderr")" $'out\nerr'
+    drop public '{"command": ["echo", "out"]}'
+    ends public succeeded
+    equals "$(as_nobody cat "$MNT/run/public/stdout")" out
+    as_nobody grep -q command "$MNT/run/public/spec"
+}
+
 @test "a bad spec is refused by close with EINVAL, and its error has line, column, field and expectation" {
     local id unknown
     echo x | put spec-object
