@@ -36,22 +36,11 @@ static void check_programs(struct doctor *doctor)
                 found && !can_mount ? " is not setuid root" : "");
 }
 
-/* A line "user_allow_other" that is no comment. */
-static void check_allow_other(struct doctor *doctor)
+static void check_users(struct doctor *doctor)
 {
-    cleanup_free char *text = NULL;
-    bool allowed = false;
-    if (geteuid() == 0)
-        return;
-    if (!mob_read_file(AT_FDCWD, "/etc/fuse.conf", 65536, &text, NULL))
-        for (const char *line = text; line && *line; line = strchr(line, '\n')) {
-            line += strspn(line, "\n \t");
-            if (!strncmp(line, "user_allow_other", 16))
-                allowed = true;
-        }
-    doctor_find(doctor, "allow_other", allowed ? DOCTOR_OK : DOCTOR_WARN,
-                "as root: 'echo user_allow_other >> /etc/fuse.conf'; or mount as root",
-                allowed ? "other users can use your mount" : "only you can use your mount");
+    if (geteuid())
+        doctor_find(doctor, "users", DOCTOR_WARN, "a mount made by root is for all users",
+                    "only you can use your mount");
 }
 
 /* --- memory --- */
@@ -210,7 +199,7 @@ static void check_state(struct doctor *doctor)
 void doctor_check_machine(struct doctor *doctor)
 {
     check_programs(doctor);
-    check_allow_other(doctor);
+    check_users(doctor);
     check_memory(doctor);
     check_shared_memory(doctor);
     check_files(doctor);

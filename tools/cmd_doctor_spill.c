@@ -149,10 +149,12 @@ void doctor_check_mount_spill(struct doctor *doctor, const char *mount_path)
         doctor_find(doctor, "spill I/O", DOCTOR_OK, NULL, "%s: spilling is off (--spill none)",
                     mount_path);
     } else if (io && strcmp(io, "starting")) {
-        bool ring = !strcmp(io, "io_uring");
+        bool ring = !strcmp(io, "io_uring"), locked = strstr(io, "buffers not registered");
         doctor_find(doctor, "spill I/O", ring ? DOCTOR_OK : DOCTOR_WARN,
-                    "'sysctl kernel.io_uring_disabled=0', or in a container a seccomp profile that "
-                    "allows io_uring; then 'mobula down' and 'mobula up'",
+                    locked ? "more memory that may be locked (ulimit -l, LimitMEMLOCK=); then "
+                             "'mobula down' and 'mobula up'"
+                           : "'sysctl kernel.io_uring_disabled=0', or in a container a seccomp "
+                             "profile that allows io_uring; then 'mobula down' and 'mobula up'",
                     "%s: by %s%s", mount_path, io, ring ? "" : ", which is slower");
         if (!check_arguments(doctor, daemon.keeper_pid) && state &&
             snprintf(path, sizeof path, "%s/spill", state) < (int)sizeof path)
