@@ -70,6 +70,7 @@ struct search {
     char first[PATH_MAX];
     unsigned count;
     char list[256]; /* for a sentence */
+    bool more;      /* not all are in it */
 };
 
 static bool is_inside(const char *path, const char *mount)
@@ -90,9 +91,13 @@ static bool search_each(void *context, const char *path)
     /* A stale mount under a fresh one on the same directory shows twice; it is one for us. */
     if (search->count && !strcmp(search->first, path))
         return true;
-    size_t used = strlen(search->list);
-    snprintf(search->list + used, sizeof search->list - used, "%s%s", search->count ? ", " : "",
-             path);
+    size_t used = strlen(search->list), room = sizeof search->list - sizeof " and more";
+    if (!search->more && used + strlen(path) + 2 > room) { /* whole paths, or none */
+        strcpy(search->list + used, " and more");
+        search->more = true;
+    }
+    if (!search->more)
+        sprintf(search->list + used, "%s%s", search->count ? ", " : "", path);
     search->count++;
     return true;
 }

@@ -94,6 +94,21 @@ is_json() { jq -e . >/dev/null <<<"$1" || {
     equals "$output" x
 }
 
+@test "where there are several mounts, the sentence has whole paths" {
+    local mnt path
+    mnt=$ROOM/$(printf '%0240d' 0)
+    mkdir "$mnt"
+    up "$mnt" "$ROOM/long-state"
+    remember_daemon "$mnt"
+    cd /
+    exits $EX_NOINPUT mobula ls
+    matches "$output" "which mount\\? There are .*/.*: choose with --mount"
+    while read -r path; do
+        grep -q " $path [^-]* - fuse.mobula " /proc/self/mountinfo
+    done < <(sed -E 's/.*There are //; s/( and more)?: choose.*//; s/, /\n/g' <<<"$output")
+    within 20 mobula down "$mnt"
+}
+
 @test "a mount that isn't one is refused with a sentence" {
     run mobula status --mount "$BATS_TEST_TMPDIR"
     [[ $status -ne 0 ]]
