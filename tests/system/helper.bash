@@ -32,6 +32,25 @@ background_pids=()
 
 is_root() { [[ $EUID -eq 0 ]]; }
 
+# --- the command ---
+
+# m ARGUMENT...: the command with this file's mount.
+m() { MOBULA=$MNT within 30 mobula "$@"; }
+
+# exits STATUS COMMAND...: runs it; its output is in $output (errors too).
+exits() {
+    local expected=$1
+    shift
+    status=0
+    output=$("$@" 2>&1) || status=$?
+    # shellcheck disable=SC2034 # used by the tests
+    mapfile -t lines <<<"$output"
+    if [[ $status -ne $expected ]]; then
+        printf '%s\nexpected status %s, got %s\n%s\n' "$*" "$expected" "$status" "$output"
+        return 1
+    fi
+}
+
 # --- waiting ---
 
 # wait_until [-t SECONDS] COMMAND [ARGUMENT...]: runs the command every 10 ms until it succeeds.
