@@ -362,6 +362,26 @@ static void verify(struct spilling *spilling, bool memory_lost)
     spilling_teardown(&state);
 }
 
+/* What was decrypted into memory is marked, or who ends the mount would copy it to the disk. */
+static void check_mark(const struct spilling *spilling)
+{
+    char path[96], name[400];
+    struct stat info;
+    const struct dirent *entry;
+    bool any = false;
+    snprintf(path, sizeof path, "%s/data", spilling->fixture.memory_dir);
+    DIR *dir = opendir(path);
+    while (dir && (entry = readdir(dir))) {
+        snprintf(name, sizeof name, "%s/%s", path, entry->d_name);
+        any = any || (stat(name, &info) == 0 && S_ISREG(info.st_mode) && info.st_size);
+    }
+    if (dir)
+        closedir(dir);
+    snprintf(path, sizeof path, "%s/%s", spilling->fixture.memory_dir, STORE_ENCRYPTED_NAME);
+    if (any && access(path, F_OK) < 0)
+        fail_msg("%s: decrypted files are not marked", context);
+}
+
 /* --- the tests --- */
 
 /* With what then comes: nothing, the same again, or a crash of the machine. */
@@ -375,6 +395,8 @@ static bool play(const struct scene *scene, int at, enum then then)
     bool killed = run(recover, spilling, scene, at);
     snprintf(text, sizeof text, "after %s, killed before step %d%s", scene->name, at, said[then]);
     context = text;
+    if (scene->key)
+        check_mark(spilling);
     if (then == AGAIN)
         run(recover, spilling, &(struct scene){0}, at);
     if (then == CRASH)
