@@ -37,8 +37,10 @@ errint_t fs_create(const struct fs_options *options, struct fs **out, struct mob
         ((error = handles_open(area, &fs->handles)) ||
          (error = backing_open(handles_backing_slots(fs->handles), fs->transport, &fs->backing)) ||
          (error = waiting_open(&fs->waiting)) || (error = staging_open(&fs->staging)) ||
-         (error = slow_open("slow", 1, &fs->slow)) || (error = slow_open("syncs", 8, &fs->syncs)) ||
-         (error = slow_open("writes", 8, &fs->writes)) ||
+         (error = slow_open("slow", 1, false, &fs->slow)) ||
+         (error = slow_open("syncs", 8, false, &fs->syncs)) ||
+         (error = slow_open("reads", 8, true, &fs->reads)) ||
+         (error = slow_open("writes", 8, true, &fs->writes)) ||
          (error = known_open(session_generation(fs->session) > 0, &fs->known))))
         mob_error_set(err, error, "the mount's tables can't be made: %s", strerror(-error));
     if (error) {
@@ -50,12 +52,14 @@ errint_t fs_create(const struct fs_options *options, struct fs **out, struct mob
     return 0;
 }
 
+/* They finish what they were given. */
 static void close_threads(struct fs *fs)
 {
     slow_close(fs->slow);
     slow_close(fs->syncs);
+    slow_close(fs->reads);
     slow_close(fs->writes);
-    fs->slow = fs->syncs = fs->writes = NULL;
+    fs->slow = fs->syncs = fs->reads = fs->writes = NULL;
 }
 
 void fs_detach(struct fs *fs)

@@ -12,18 +12,18 @@
 #include "core/base/util.h"
 
 #define HANDLE_SLOTS (1u << 20)
-#define FD_PAGE 4096u
+#define FILE_PAGE 4096u
 
 _Static_assert(sizeof(struct handle) == 64, "a handle is a cache line");
 
 struct handles {
     struct backing_slot *backing;
     struct handle *slots;
-    pthread_mutex_t mutex; /* free list, fds' pages */
+    pthread_mutex_t mutex; /* free list, files */
     uint32_t *free;        /* stack of slots given back */
     uint32_t free_count, free_capacity;
-    uint32_t fresh;                   /* slots from here on have never been used */
-    int *fds[HANDLE_SLOTS / FD_PAGE]; /* descriptor + 1; pages made as needed */
+    uint32_t fresh; /* slots from here on have never been used */
+    struct store_file *files[HANDLE_SLOTS / FILE_PAGE]; /* descriptor 0: none; made as needed */
 };
 
 size_t handles_bytes(void)
@@ -63,26 +63,15 @@ errint_t handles_open(void *area, struct handles **out)
     return 0;
 }
 
-/* What is kept of a descriptor: 0 is none. */
-static int to_kept(int fd, bool encrypted)
-{
-    return encrypted ? -(fd + 1) : fd + 1;
-}
-
-static int from_kept(int kept)
-{
-    return abs(kept) - 1;
-}
-
 void handles_close(struct handles *handles)
 {
     if (!handles)
         return;
-    for (size_t page = 0; page < HANDLE_SLOTS / FD_PAGE; page++) {
-        for (size_t i = 0; handles->fds[page] && i < FD_PAGE; i++)
-            if (handles->fds[page][i])
-                close(from_kept(handles->fds[page][i]));
-        free(handles->fds[page]);
+    for (size_t page = 0; page < HANDLE_SLOTS / FILE_PAGE; page++) {
+        for (size_t i = 0; handles->files[page] && i < FILE_PAGE; i++)
+            if (handles->files[page][i].fd)
+                close(handles->files[page][i].fd);
+        free(handles->files[page]);
     }
     free(handles->free);
     pthread_mutex_destroy(&handles->mutex);
@@ -158,20 +147,41 @@ struct handle *handles_get(struct handles *handles, uint64_t fh)
     return handle;
 }
 
+/* Where a handle's file is kept. NULL: no page for it yet, nor one made. The mutex is held. */
+static struct store_file *file_place(struct handles *handles, uint64_t fh, bool make)
+{
+    uint32_t slot = (uint32_t)fh;
+    struct store_file **page = &handles->files[slot / FILE_PAGE];
+    if (!*page && make)
+        *page = calloc(FILE_PAGE, sizeof **page);
+    return *page ? &(*page)[slot % FILE_PAGE] : NULL;
+}
+
+/* Not with the mutex: the last to close a file that was removed may wait for the disk. */
+static void close_file(struct handles *handles, uint64_t fh)
+{
+    int fd = 0;
+    {
+        cleanup_lock pthread_mutex_t *held = mob_lock(&handles->mutex);
+        struct store_file *place = file_place(handles, fh, false);
+        if (place) {
+            fd = place->fd;
+            place->fd = 0;
+        }
+    }
+    if (fd)
+        close(fd);
+}
+
 void handles_free(struct handles *handles, uint64_t fh)
 {
     struct handle *handle = handles_get(handles, fh);
     if (!handle)
         return;
-    uint32_t slot = (uint32_t)fh;
     __atomic_store_n(&handle->valid, 0, __ATOMIC_RELEASE);
+    close_file(handles, fh);
     cleanup_lock pthread_mutex_t *held = mob_lock(&handles->mutex);
-    int *page = handles->fds[slot / FD_PAGE];
-    if (page && page[slot % FD_PAGE]) {
-        close(from_kept(page[slot % FD_PAGE]));
-        page[slot % FD_PAGE] = 0;
-    }
-    push_free(handles, slot);
+    push_free(handles, (uint32_t)fh);
 }
 
 void handles_each(struct handles *handles,
@@ -182,24 +192,37 @@ void handles_each(struct handles *handles,
             each(argument, &handles->slots[i], handle_number(handles, &handles->slots[i]));
 }
 
-int handles_fd(struct handles *handles, uint64_t fh,
-               int (*open_file)(void *argument, bool *encrypted), void *argument, bool *encrypted)
+errint_t handles_file(struct handles *handles, uint64_t fh, struct store_file *out)
 {
-    struct handle *handle = handles_get(handles, fh);
-    if (!handle)
-        return -EBADF;
-    uint32_t slot = (uint32_t)fh;
     cleanup_lock pthread_mutex_t *held = mob_lock(&handles->mutex);
-    int **page = &handles->fds[slot / FD_PAGE];
-    if (!*page && !(*page = calloc(FD_PAGE, sizeof **page)))
+    if (!handles_get(handles, fh))
+        return -EBADF;
+    const struct store_file *kept = file_place(handles, fh, false);
+    if (!kept || !kept->fd)
+        return -ENOENT;
+    *out = *kept;
+    return 0;
+}
+
+errint_t handles_keep_file(struct handles *handles, uint64_t fh, struct store_file *file)
+{
+    cleanup_fd int spare = file->fd; /* closed after the mutex is free */
+    cleanup_lock pthread_mutex_t *held = mob_lock(&handles->mutex);
+    if (!handles_get(handles, fh))
+        return -EBADF;
+    struct store_file *place = file_place(handles, fh, true);
+    if (!place)
         return -ENOMEM;
-    if (!(*page)[slot % FD_PAGE]) {
-        int fd = open_file(argument, encrypted);
-        if (fd < 0)
-            return fd;
-        (*page)[slot % FD_PAGE] = to_kept(fd, *encrypted);
+    if (!place->fd) {
+        *place = *file;
+        spare = -1;
     }
-    int kept = (*page)[slot % FD_PAGE];
-    *encrypted = kept < 0;
-    return from_kept(kept);
+    *file = *place;
+    return 0;
+}
+
+void handles_close_file(struct handles *handles, uint64_t fh)
+{
+    if (handles_get(handles, fh))
+        close_file(handles, fh);
 }

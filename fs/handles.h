@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "core/base/error.h"
+#include "core/store/store.h"
 
 enum {
     HANDLE_WRITE = 1,    /* opened for writing */
@@ -54,11 +55,15 @@ void handles_free(struct handles *handles, uint64_t fh);
 void handles_each(struct handles *handles,
                   void (*each)(void *argument, struct handle *handle, uint64_t fh), void *argument);
 
-/* A descriptor of this server for mediated reads of the handle's data file, opened by `open_file`
- * at the first call; which says whether it is encrypted, and so does *encrypted. Owned by the
- * handle. */
-int handles_fd(struct handles *handles, uint64_t fh,
-               int (*open_file)(void *argument, bool *encrypted), void *argument, bool *encrypted);
+/* The data file that this server has opened for mediated reads of the handle; it is the handle's.
+ * -ENOENT: none yet; -EBADF: no such handle (any more). */
+MOB_MUST_CHECK errint_t handles_file(struct handles *handles, uint64_t fh, struct store_file *out);
+/* Gives the handle one, in any case. Another thread may have been quicker: *file is what the handle
+ * has. -EBADF, -ENOMEM. */
+MOB_MUST_CHECK errint_t handles_keep_file(struct handles *handles, uint64_t fh,
+                                          struct store_file *file);
+/* Closes it before handles_free() does. */
+void handles_close_file(struct handles *handles, uint64_t fh);
 
 /* --- data files registered with the kernel, also in session memory --- */
 

@@ -81,7 +81,9 @@ struct fs {
     struct known *known;
     struct staging *staging;
     struct slow *slow;  /* one thread */
-    struct slow *syncs, *writes; /* several: they wait for the disk together */
+    struct slow *syncs;  /* several: they wait for the disk together */
+    struct slow *writes; /* likewise: staging_late.c */
+    struct slow *reads;  /* likewise: reads.c */
     uint64_t started_ns;
     uint64_t started_wall_ns;
     uid_t uid;
@@ -154,8 +156,6 @@ void reply_plain_open(fuse_req_t request, uint64_t node, struct fuse_file_info *
 char *reply_buffer(size_t bytes);
 /* Answers a read: with `got` bytes of the buffer, NULL = out of memory, or with an error. */
 void reply_read(fuse_req_t request, const char *buffer, ssize_t got);
-/* Answers a read from a descriptor. */
-void reply_read_fd(fuse_req_t request, int fd, size_t bytes, uint64_t offset);
 void stat_fill(struct stat *st, uint64_t node, mode_t mode, uid_t uid, gid_t gid, uint64_t size,
                uint64_t mtime_ns);
 /* "../../objects/ID" */
@@ -163,11 +163,33 @@ errint_t link_text(unsigned depth, const char *directory, const struct mob_id *i
 /* Value of an xattr call from text: its length, copied if `bytes` allows. -ERANGE. */
 ssize_t xattr_value(const void *text, size_t text_bytes, void *value, size_t bytes);
 
+/* --- reads.c --- */
+
+struct read_call;
+/* Reads into `buffer`, which has room for call->bytes: as pread(2), or a negative errno. */
+typedef ssize_t read_function(struct fs *fs, const struct read_call *call, char *buffer);
+
+/* A READ of what may be on disk. */
+struct read_call {
+    fuse_req_t request;
+    read_function *wait; /* may wait for the disk; on a thread of its own */
+    uint64_t number;
+    size_t bytes;
+    uint64_t offset, fh;
+    struct mob_id object; /* jobs.c */
+    int fd;               /* closed after the reply; -1: none */
+};
+/* Answers it: with what `now` gives, which must not wait; or, if that is -EAGAIN, later. */
+void read_now_or_later(const struct read_call *call, read_function *now);
+void read_later(const struct read_call *call);
+
 /* --- objects.c --- */
 /* Goes on with an open that waited: the object is ready or failed. */
 void object_open_continue(struct fs *fs, struct parked *parked, enum object_state state);
 /* READs of an object's bytes through the server: also for jobs' stdout. */
 void object_read(fuse_req_t request, uint64_t number, size_t bytes, uint64_t offset, uint64_t fh);
+/* A read_function of a ready object that may wait. */
+ssize_t object_read_wait(struct fs *fs, const struct read_call *call, char *buffer);
 void fs_object_changed(void *context, uint64_t number);
 void fs_object_freed(void *context, uint64_t number, const struct mob_id *id);
 void object_poll_again(struct fs *fs, uint64_t fh, struct handle *handle);
@@ -211,8 +233,10 @@ MOB_MUST_CHECK errint_t metrics_text(struct fs *fs, char **text, size_t *bytes);
 const char *node_file_name(unsigned file); /* NULL past the end */
 
 /* --- slow.c: threads for what takes long --- */
-/* Up to `threads` of them, and no more than 8, each called `name` (a literal). -ENOMEM. */
-MOB_MUST_CHECK errint_t slow_open(const char *name, unsigned threads, struct slow **out);
+/* Up to `threads` of them, and no more than 8, each called `name` (a literal); `urgent`: with the
+ * priority of who gives them work. -ENOMEM. */
+MOB_MUST_CHECK errint_t slow_open(const char *name, unsigned threads, bool urgent,
+                                  struct slow **out);
 void slow_close(struct slow *slow);
 /* Runs function(argument) on one of them. False: out of memory. */
 bool slow_run(struct slow *slow, void (*function)(void *argument), void *argument);

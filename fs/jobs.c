@@ -1,7 +1,10 @@
 /* jobs/ID: what a job is and how it goes, as files. */
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
 #include <poll.h>
 #include <string.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "fs/internal.h"
@@ -223,13 +226,6 @@ void job_open_continue(struct fs *fs, struct parked *parked)
         transport_reply_open(parked->request, fh, OPEN_DIRECT_IO | OPEN_NOFLUSH, 0);
 }
 
-struct stream_read {
-    fuse_req_t request;
-    struct mob_id object;
-    size_t bytes;
-    uint64_t offset, fh;
-};
-
 /* The object that the stream is to become in a moment, while the job ends. -EIO: it was lost. */
 static errint_t wait_printed(struct fs *fs, const struct mob_id *id, struct object_info *info)
 {
@@ -243,58 +239,62 @@ static errint_t wait_printed(struct fs *fs, const struct mob_id *id, struct obje
     return -EIO;
 }
 
-static void read_verified(void *argument)
+/* It may have gone to disk since the file of the job was opened. */
+static ssize_t read_printed(struct fs *fs, const struct read_call *call, char *buffer)
 {
-    struct stream_read *read = argument;
-    struct fs *fs = fs_of(read->request);
+    struct read_call found = *call;
     struct object_info info;
-    errint_t error = wait_printed(fs, &read->object, &info);
+    errint_t error = wait_printed(fs, &call->object, &info);
     if (!error)
         error = store_opened(fs->store, info.number);
-    bool opened = !error;
-    if (!error)
-        error = store_verify(fs->store, info.number);
     if (error)
-        fuse_reply_err(read->request, error == -ENOENT ? EIO : -error);
-    else
-        object_read(read->request, info.number, read->bytes, read->offset, read->fh);
-    if (opened)
-        store_open_dropped(fs->store, info.number);
-    free(read);
+        return error == -ENOENT ? -EIO : error;
+    found.number = info.number;
+    error = store_verify(fs->store, info.number);
+    ssize_t got = error ? error : object_read_wait(fs, &found, buffer);
+    store_open_dropped(fs->store, info.number);
+    return got == -ENOENT ? -EIO : got;
 }
 
-/* What a job has printed, as an object. It may have become one, and gone to disk, since the file of
- * the job was opened: so it is verified when it is read. */
-static void read_printed(fuse_req_t request, const struct mob_id *object, size_t bytes,
-                         uint64_t offset, uint64_t fh)
+static ssize_t read_file(struct fs *fs, const struct read_call *call, char *buffer)
 {
-    struct fs *fs = fs_of(request);
-    struct object_info info;
-    if (!store_find(fs->store, object, &info) && !store_readable(fs->store, info.number)) {
-        object_read(request, info.number, bytes, offset, fh);
-        return;
-    }
-    struct stream_read *read = malloc(sizeof *read);
-    if (read)
-        *read = (struct stream_read){request, *object, bytes, offset, fh};
-    if (!read || !slow_run(fs->slow, read_verified, read)) {
-        free(read);
-        fuse_reply_err(request, ENOMEM);
-    }
+    (void)fs;
+    return mob_pread_full(call->fd, buffer, call->bytes, (off_t)call->offset);
+}
+
+/* Of a job that runs: in memory, or on disk. */
+static ssize_t read_file_now(struct fs *fs, const struct read_call *call, char *buffer)
+{
+    struct statfs where;
+    struct stat info;
+    if (fstatfs(call->fd, &where) || fstat(call->fd, &info))
+        return -errno;
+    if (where.f_type == TMPFS_MAGIC)
+        return read_file(fs, call, buffer);
+    return mob_pread_cached(call->fd, (uint64_t)info.st_size, buffer, call->bytes, call->offset);
 }
 
 static void read_stream(fuse_req_t request, uint64_t number, int which, size_t bytes,
                         uint64_t offset, uint64_t fh)
 {
     struct fs *fs = fs_of(request);
-    struct mob_id object;
-    cleanup_fd int fd = jobs_stream(fs->jobs, number, which, &object);
-    if (fd >= 0)
-        reply_read_fd(request, fd, bytes, offset);
-    else if (fd == -EXDEV)
-        read_printed(request, &object, bytes, offset, fh);
+    struct object_info info;
+    struct read_call call = {
+        .request = request, .bytes = bytes, .offset = offset, .fh = fh, .wait = read_file};
+    call.fd = jobs_stream(fs->jobs, number, which, &call.object);
+    if (call.fd >= 0) {
+        (void)fcntl(call.fd, F_SETFL, O_NOATIME); /* to note the time may be to wait */
+        read_now_or_later(&call, read_file_now);
+        return;
+    }
+    call.wait = read_printed;
+    if (call.fd != -EXDEV)
+        fuse_reply_err(request, -call.fd);
+    else if (store_find(fs->store, &call.object, &info) ||
+             store_readable_now(fs->store, info.number))
+        read_later(&call);
     else
-        fuse_reply_err(request, -fd);
+        object_read(request, info.number, bytes, offset, fh);
 }
 
 static void job_file_read(fuse_req_t request, uint64_t node, size_t bytes, uint64_t offset,

@@ -38,28 +38,23 @@ void fs_object_freed(void *context, uint64_t number, const struct mob_id *id)
     forget_attributes(context, node_id(NODE_OBJECT, 0, number));
 }
 
-struct data_of {
-    struct store *store;
-    uint64_t number;
-};
-
-static int open_data_file(void *argument, bool *encrypted)
-{
-    const struct data_of *object = argument;
-    return store_open_file(object->store, object->number, encrypted);
-}
-
 /* Registers the object's data file for one more passthrough open. 0: not this time, or it is
  * encrypted. */
 static int object_backing(struct fs *fs, uint64_t number, uint64_t file)
 {
     int id = backing_get(fs->backing, file, -1);
     if (id == -EBADF) {
-        bool encrypted;
-        cleanup_fd int fd = store_open_file(fs->store, number, &encrypted);
-        if (encrypted)
+        struct store_file opened;
+        errint_t error = store_open_file_now(fs->store, number, &opened);
+        if (error == -EAGAIN)
+            return 0; /* its file was just looked at: hardly ever */
+        if (!error && opened.form != STORE_ENCRYPTED)
+            id = backing_get(fs->backing, file, opened.fd);
+        if (!error)
+            close(opened.fd);
+        if (!error && opened.form == STORE_ENCRYPTED)
             return 0;
-        id = fd < 0 ? fd : backing_get(fs->backing, file, fd);
+        id = error ? error : id;
     }
     if (id < 0)
         mob_log_debug("no passthrough for data file %llx: %s", (unsigned long long)file,
@@ -127,7 +122,7 @@ static void open_counted(struct fs *fs, const struct parked *open, bool resent)
     }
     error = store_info(fs->store, open->number, &info);
     if (!error && info.state == OBJECT_READY) {
-        error = info.tier == TIER_DISK ? store_readable(fs->store, open->number) : 0;
+        error = info.tier == TIER_DISK ? store_readable_now(fs->store, open->number) : 0;
         if (!error) {
             open_ready(fs, open, &info, resent);
             return;
@@ -193,25 +188,56 @@ void object_open_continue(struct fs *fs, struct parked *parked, enum object_stat
     fuse_reply_err(parked->request, -error);
 }
 
-static void read_encrypted(fuse_req_t request, uint64_t number, int fd, size_t bytes,
-                           uint64_t offset)
+static errint_t ready_info(struct fs *fs, uint64_t number, struct object_info *info)
 {
-    char *buffer = reply_buffer(bytes);
-    reply_read(request, buffer,
-               buffer
-                   ? store_read_encrypted(fs_of(request)->store, number, fd, buffer, bytes, offset)
-                   : 0);
+    errint_t error = store_info(fs->store, number, info);
+    if (!error && info->state == OBJECT_PENDING)
+        error = -EAGAIN;
+    if (!error && info->state == OBJECT_FAILED)
+        error = info->failure;
+    return error;
+}
+
+/* The data file, as the handle has it, or opened by `open_file` and kept. */
+static errint_t data_file(struct fs *fs, const struct read_call *call,
+                          errint_t (*open_file)(struct store *, uint64_t, struct store_file *),
+                          struct store_file *out)
+{
+    errint_t error = handles_file(fs->handles, call->fh, out);
+    if (error != -ENOENT)
+        return error;
+    error = open_file(fs->store, call->number, out);
+    return error ? error : handles_keep_file(fs->handles, call->fh, out);
+}
+
+static ssize_t object_read_now(struct fs *fs, const struct read_call *call, char *buffer)
+{
+    struct store_file file;
+    errint_t error = data_file(fs, call, store_open_file_now, &file);
+    return error ? error
+                 : store_read_file_now(fs->store, call->number, &file, buffer, call->bytes,
+                                       call->offset);
+}
+
+ssize_t object_read_wait(struct fs *fs, const struct read_call *call, char *buffer)
+{
+    struct store_file file;
+    struct object_info info;
+    errint_t error = ready_info(fs, call->number, &info);
+    if (!error && !info.file)
+        return store_read_inline(fs->store, call->number, buffer, call->bytes, call->offset);
+    if (!error)
+        error = data_file(fs, call, store_open_file, &file);
+    return error
+               ? error
+               : store_read_file(fs->store, call->number, &file, buffer, call->bytes, call->offset);
 }
 
 void object_read(fuse_req_t request, uint64_t number, size_t bytes, uint64_t offset, uint64_t fh)
 {
     struct fs *fs = fs_of(request);
     struct object_info info;
-    errint_t error = store_info(fs->store, number, &info);
-    if (!error && info.state == OBJECT_PENDING)
-        error = -EAGAIN;
-    if (!error && info.state == OBJECT_FAILED)
-        error = info.failure;
+    errint_t error = ready_info(fs, number, &info);
     if (error) {
         fuse_reply_err(request, -error);
         return;
@@ -220,15 +246,14 @@ void object_read(fuse_req_t request, uint64_t number, size_t bytes, uint64_t off
         struct handle *handle = handles_get(fs->handles, fh);
         if (handle && !handle->file)
             handle->file = info.file;
-        bool encrypted;
-        struct data_of object = {fs->store, number};
-        int fd = handles_fd(fs->handles, fh, open_data_file, &object, &encrypted);
-        if (fd < 0)
-            fuse_reply_err(request, -fd);
-        else if (!encrypted)
-            reply_read_fd(request, fd, bytes, offset);
-        else
-            read_encrypted(request, number, fd, bytes, offset);
+        struct read_call call = {.request = request,
+                                 .wait = object_read_wait,
+                                 .number = number,
+                                 .bytes = bytes,
+                                 .offset = offset,
+                                 .fh = fh,
+                                 .fd = -1};
+        read_now_or_later(&call, object_read_now);
         return;
     }
     char *buffer = reply_buffer(bytes);
@@ -244,9 +269,10 @@ static void object_read_op(fuse_req_t request, uint64_t node, size_t bytes, uint
 
 static bool object_release(struct fs *fs, uint64_t node, struct handle *handle, uint64_t fh)
 {
-    (void)fh;
     if (handle->backing_id)
         backing_put(fs->backing, handle->file);
+    /* Before it may be removed: the last to close it frees what it takes on the disk, and waits. */
+    handles_close_file(fs->handles, fh);
     store_open_dropped(fs->store, node_number(node));
     return true;
 }

@@ -138,12 +138,6 @@ void reply_read(fuse_req_t request, const char *buffer, ssize_t got)
         fuse_reply_buf(request, buffer, (size_t)got);
 }
 
-void reply_read_fd(fuse_req_t request, int fd, size_t bytes, uint64_t offset)
-{
-    char *buffer = reply_buffer(bytes);
-    reply_read(request, buffer, buffer ? mob_pread_full(fd, buffer, bytes, (off_t)offset) : 0);
-}
-
 errint_t link_text(unsigned depth, const char *directory, const struct mob_id *id, char **target)
 {
     char digits[MOB_ID_STRING_BYTES];

@@ -1,6 +1,7 @@
 /* Threads for what takes long (a checksum of gigabytes, a walk over all names, waiting for the
  * disk), so that no serving thread does. Each is made when there is work and all others are busy.
  */
+#include <sched.h>
 #include <string.h>
 
 #include "fs/internal.h"
@@ -17,6 +18,8 @@ struct slow {
     const char *name;
     pthread_t threads[THREADS_LIMIT];
     unsigned limit, count, idle;
+    bool urgent;
+    cpu_set_t cores; /* of who made it: those who give it work are pinned, each to one */
     size_t queued;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
@@ -27,7 +30,10 @@ struct slow {
 static void *slow_main(void *argument)
 {
     struct slow *slow = argument;
-    mob_no_hurry();
+    if (!slow->urgent) {
+        mob_no_hurry();
+        (void)sched_setaffinity(0, sizeof slow->cores, &slow->cores);
+    }
     pthread_mutex_lock(&slow->mutex);
     for (;;) {
         slow->idle++;
@@ -50,14 +56,17 @@ static void *slow_main(void *argument)
     return NULL;
 }
 
-errint_t slow_open(const char *name, unsigned threads, struct slow **out)
+errint_t slow_open(const char *name, unsigned threads, bool urgent, struct slow **out)
 {
     struct slow *slow = calloc(1, sizeof *slow);
     if (!slow)
         return -ENOMEM;
     slow->name = name;
+    slow->urgent = urgent;
     slow->limit = threads < THREADS_LIMIT ? threads : THREADS_LIMIT;
     slow->last = &slow->first;
+    if (sched_getaffinity(0, sizeof slow->cores, &slow->cores) < 0)
+        memset(&slow->cores, 0xff, sizeof slow->cores); /* all that there are */
     pthread_mutex_init(&slow->mutex, NULL);
     pthread_cond_init(&slow->wake, NULL);
     *out = slow;

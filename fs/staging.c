@@ -211,14 +211,27 @@ void staging_settle(struct fs *fs, bool discard)
     staged_each(fs->store, settle_closed, fs);
 }
 
+static ssize_t read_now(struct fs *fs, const struct read_call *call, char *buffer)
+{
+    return staged_read_now(fs->store, call->number, buffer, call->bytes, call->offset);
+}
+
+static ssize_t read_wait(struct fs *fs, const struct read_call *call, char *buffer)
+{
+    return staged_read(fs->store, call->number, buffer, call->bytes, call->offset);
+}
+
 static void staged_read_op(fuse_req_t request, uint64_t node, size_t bytes, uint64_t offset,
                            uint64_t fh)
 {
-    (void)fh;
-    char *buffer = reply_buffer(bytes);
-    reply_read(request, buffer,
-               buffer ? staged_read(fs_of(request)->store, node_number(node), buffer, bytes, offset)
-                      : 0);
+    struct read_call call = {.request = request,
+                             .wait = read_wait,
+                             .number = node_number(node),
+                             .bytes = bytes,
+                             .offset = offset,
+                             .fh = fh,
+                             .fd = -1};
+    read_now_or_later(&call, read_now);
 }
 
 static void mark_flushed(struct fs *fs, struct handle *handle, bool flushed)

@@ -10,6 +10,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <time.h>
 
 ssize_t mob_read_full(int fd, void *buffer, size_t bytes)
@@ -58,6 +59,48 @@ ssize_t mob_pread_full(int fd, void *buffer, size_t bytes, off_t offset)
         done += (size_t)got;
     }
     return (ssize_t)done;
+}
+
+ssize_t mob_pread_now(int fd, void *buffer, size_t bytes, off_t offset)
+{
+    size_t done = 0;
+    while (done < bytes) {
+        struct iovec part = {(char *)buffer + done, bytes - done};
+        ssize_t got = preadv2(fd, &part, 1, offset + (off_t)done, RWF_NOWAIT);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return errno == EOPNOTSUPP ? -EAGAIN : -errno;
+        if (got == 0)
+            break;
+        done += (size_t)got;
+    }
+    return (ssize_t)done;
+}
+
+bool mob_is_cached(int fd, uint64_t offset, uint64_t bytes)
+{
+    enum { CACHESTAT = 451 }; /* the same on every architecture; glibc has no name for it */
+    struct {
+        uint64_t offset, bytes;
+    } range = {offset, bytes};
+    struct {
+        uint64_t cached, dirty, writeback, evicted, recently_evicted;
+    } found;
+    uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    if (!bytes || syscall(CACHESTAT, fd, &range, &found, 0) < 0)
+        return true;
+    return found.cached > (offset + bytes - 1) / page - offset / page;
+}
+
+ssize_t mob_pread_cached(int fd, uint64_t size, void *buffer, size_t bytes, uint64_t offset)
+{
+    if (offset >= size)
+        return 0;
+    if (bytes > size - offset)
+        bytes = (size_t)(size - offset);
+    return mob_is_cached(fd, offset, bytes) ? mob_pread_now(fd, buffer, bytes, (off_t)offset)
+                                            : -EAGAIN;
 }
 
 errint_t mob_pwrite_full(int fd, const void *buffer, size_t bytes, off_t offset)

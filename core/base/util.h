@@ -76,6 +76,16 @@ static inline void mob_cleanup_unlock(pthread_mutex_t **mutex)
 ssize_t mob_read_full(int fd, void *buffer, size_t bytes);
 MOB_MUST_CHECK errint_t mob_write_full(int fd, const void *buffer, size_t bytes);
 ssize_t mob_pread_full(int fd, void *buffer, size_t bytes, off_t offset);
+/* The same without waiting for a disk: all of it, up to the end of the file, or -EAGAIN: it isn't
+ * in the page cache, or the filesystem doesn't say (tmpfs doesn't). Ask mob_is_cached() first: the
+ * kernel begins to read what is missing, and may have to wait before it can (for where the file has
+ * it, for room in the disk's queue). */
+ssize_t mob_pread_now(int fd, void *buffer, size_t bytes, off_t offset);
+/* Whether the range, none of it past the end of the file, is in the page cache (cachestat(2), from
+ * Linux 6.5 on). Also true if the kernel doesn't say. */
+bool mob_is_cached(int fd, uint64_t offset, uint64_t bytes);
+/* Both, of a file of `size` bytes. */
+ssize_t mob_pread_cached(int fd, uint64_t size, void *buffer, size_t bytes, uint64_t offset);
 MOB_MUST_CHECK errint_t mob_pwrite_full(int fd, const void *buffer, size_t bytes, off_t offset);
 
 /* Reads a whole file (at `dir_fd`, which may be AT_FDCWD) of at most `limit_bytes` into a new,

@@ -341,19 +341,34 @@ errint_t cipher_decrypt_block(const struct cipher_key *key, uint64_t file, uint6
 
 /* --- reading --- */
 
-static errint_t read_all(int fd, void *buffer, size_t bytes, uint64_t offset)
+static errint_t read_all(const struct cipher_file *file, void *buffer, size_t bytes,
+                         uint64_t offset)
 {
-    ssize_t got = mob_pread_full(fd, buffer, bytes, (off_t)offset);
+    ssize_t got = file->now ? mob_pread_now(file->fd, buffer, bytes, (off_t)offset)
+                            : mob_pread_full(file->fd, buffer, bytes, (off_t)offset);
     return got < 0 ? (errint_t)got : (size_t)got < bytes ? -ENODATA : 0;
 }
 
-errint_t cipher_read_block(const struct cipher_key *key, int fd, const struct cipher_block *block,
-                           size_t begin, size_t end, void *out)
+/* Whether the head and the chunks that these bytes are in are in the page cache. */
+static bool is_cached(const struct cipher_file *file, const struct cipher_block *block,
+                      size_t begin, size_t end)
+{
+    size_t first = begin / CIPHER_CHUNK_BYTES * CIPHER_CHUNK_BYTES;
+    size_t last = (end - 1) / CIPHER_CHUNK_BYTES;
+    size_t until = last * CIPHER_CHUNK_BYTES + chunk_bytes(block->bytes, last);
+    return mob_is_cached(file->fd, block->place, sizeof(struct head)) &&
+           mob_is_cached(file->fd, block->place + CIPHER_HEAD_BYTES + first, until - first);
+}
+
+errint_t cipher_read_block(const struct cipher_key *key, const struct cipher_file *file,
+                           const struct cipher_block *block, size_t begin, size_t end, void *out)
 {
     struct head head;
-    errint_t error = read_all(fd, &head, sizeof head, block->place);
+    if (file->now && !is_cached(file, block, begin, end))
+        return -EAGAIN;
+    errint_t error = read_all(file, &head, sizeof head, block->place);
     if (!error)
-        error = check_head(&head, block->file, block->number, block->bytes);
+        error = check_head(&head, file->number, block->number, block->bytes);
     if (error)
         return error;
     cleanup_free uint8_t *chunk = malloc(CIPHER_CHUNK_BYTES);
@@ -364,9 +379,9 @@ errint_t cipher_read_block(const struct cipher_key *key, int fd, const struct ci
     for (size_t i = begin / CIPHER_CHUNK_BYTES; !error && i * CIPHER_CHUNK_BYTES < end; i++) {
         size_t at = i * CIPHER_CHUNK_BYTES, part = chunk_bytes(block->bytes, i);
         size_t from = begin > at ? begin - at : 0, until = end - at < part ? end - at : part;
-        struct context context = block_context(block->file, block->number, block->bytes, i);
+        struct context context = block_context(file->number, block->number, block->bytes, i);
         uint8_t *place = until - from == part ? to : chunk;
-        error = read_all(fd, place, part, block->place + CIPHER_HEAD_BYTES + at);
+        error = read_all(file, place, part, block->place + CIPHER_HEAD_BYTES + at);
         if (!error)
             error = decrypt_chunk(cipher, &context, place, place, part, head.tags[i]);
         if (!error && place == chunk)
@@ -377,9 +392,10 @@ errint_t cipher_read_block(const struct cipher_key *key, int fd, const struct ci
     return error;
 }
 
-ssize_t cipher_pread(const struct cipher_key *key, int fd, uint64_t file, uint64_t size,
-                     void *buffer, size_t bytes, uint64_t offset, uint64_t *bad_block)
+ssize_t cipher_pread(const struct cipher_key *key, const struct cipher_file *file, void *buffer,
+                     size_t bytes, uint64_t offset, uint64_t *bad_block)
 {
+    uint64_t size = file->size;
     size_t done = 0;
     if (offset >= size)
         return 0;
@@ -393,8 +409,8 @@ ssize_t cipher_pread(const struct cipher_key *key, int fd, uint64_t file, uint64
         size_t begin = (size_t)(at - begins), end = begin + (bytes - done);
         if (end > holds)
             end = holds;
-        struct cipher_block it = {file, block, cipher_block_offset(block), holds};
-        errint_t error = cipher_read_block(key, fd, &it, begin, end, (uint8_t *)buffer + done);
+        struct cipher_block it = {block, cipher_block_offset(block), holds};
+        errint_t error = cipher_read_block(key, file, &it, begin, end, (uint8_t *)buffer + done);
         if (error) {
             OPENSSL_cleanse(buffer, bytes);
             if (bad_block)

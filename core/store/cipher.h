@@ -83,25 +83,34 @@ MOB_MUST_CHECK errint_t cipher_decrypt_block(const struct cipher_key *key, uint6
 MOB_MUST_CHECK errint_t cipher_head_bytes(const void *head, uint64_t file, uint64_t block,
                                           size_t *bytes);
 
+/* An encrypted file that is read. */
+struct cipher_file {
+    int fd;          /* not O_DIRECT */
+    bool now;        /* the disk is not waited for: -EAGAIN if it would have to be */
+    uint64_t number; /* of the data file */
+    uint64_t size;   /* of the content; cipher_read_block() doesn't ask */
+};
+
 /* A block that may be anywhere: the head is at `place` of the file. */
 struct cipher_block {
-    uint64_t file, number, place;
+    uint64_t number, place;
     size_t bytes; /* of content */
 };
 /* Reads bytes `begin` to `end` (not after the last one) of its content; each chunk that is touched
- * is verified. `fd` is not O_DIRECT. -EBADMSG: it is not that block, of that length; -ENODATA: the
- * file is too short; -ENOMEM; or what a read says: then `out` is undefined, and must not be used.
- * Blocks for the disk. */
-MOB_MUST_CHECK errint_t cipher_read_block(const struct cipher_key *key, int fd,
+ * is verified. -EBADMSG: it is not that block, of that length; -ENODATA: the file is too short;
+ * -ENOMEM; or what a read says: then `out` is undefined, and must not be used. Blocks for the disk,
+ * unless `now`. */
+MOB_MUST_CHECK errint_t cipher_read_block(const struct cipher_key *key,
+                                          const struct cipher_file *file,
                                           const struct cipher_block *block, size_t begin,
                                           size_t end, void *out);
 
-/* As pread(2) of the content, which has `size` bytes, of an encrypted file; each chunk that is
- * touched is verified before anything of it is returned. `fd` is not O_DIRECT. Less than `bytes`
- * only at the end of the content. *bad_block (may be NULL): where an error is. -EBADMSG; -ENODATA:
- * the file is too short; -ENOMEM; or what a read says. Blocks for the disk. */
-ssize_t cipher_pread(const struct cipher_key *key, int fd, uint64_t file, uint64_t size,
-                     void *buffer, size_t bytes, uint64_t offset, uint64_t *bad_block);
+/* As pread(2) of the content of an encrypted file; each chunk that is touched is verified before
+ * anything of it is returned. Less than `bytes` only at the end of the content. *bad_block (may be
+ * NULL): where an error is. -EBADMSG; -ENODATA: the file is too short; -ENOMEM; or what a read
+ * says. Blocks for the disk, unless `now`. */
+ssize_t cipher_pread(const struct cipher_key *key, const struct cipher_file *file, void *buffer,
+                     size_t bytes, uint64_t offset, uint64_t *bad_block);
 
 /* What a value of `bytes` takes in the database, encrypted or not. */
 static inline uint64_t cipher_value_bytes(uint64_t bytes, bool encrypted)

@@ -59,7 +59,10 @@ void disk_close(struct disk *disk);
 
 /* Opens the data file `file` of directory `dir`. Returns a descriptor or a negative errno. */
 int disk_open_file(const struct disk *disk, unsigned dir, uint64_t file, int flags);
-/* The same, wherever it is; *dir (may be NULL) says where. */
+/* The same without waiting for the disk: -EAGAIN if the kernel would have to ask it, or can't tell.
+ * `flags` make nothing. */
+int disk_open_file_now(const struct disk *disk, unsigned dir, uint64_t file, int flags);
+/* As disk_open_file(), wherever it is; *dir (may be NULL) says where. */
 int disk_find_file(const struct disk *disk, uint64_t file, int flags, unsigned *dir);
 /* Makes an empty file that is to hold `bytes`, in the next directory with room for them. `flags`:
  * O_RDONLY, O_RDWR or O_WRONLY, and O_DIRECT, which is left out where the filesystem refuses it.

@@ -116,7 +116,16 @@ static uint64_t file_changed_ns(struct store *store, unsigned dir, uint64_t file
     return fetch_changed_ns(&info);
 }
 
-errint_t store_readable(struct store *store, uint64_t number)
+/* 0: the kernel doesn't know it, or it isn't there. */
+static uint64_t file_changed_ns_now(struct store *store, unsigned dir, uint64_t file)
+{
+    struct stat info;
+    cleanup_fd int fd = disk_open_file_now(&store->disk, dir, file, O_PATH);
+    return fd < 0 || fstat(fd, &info) ? 0 : fetch_changed_ns(&info);
+}
+
+static errint_t is_readable(struct store *store, uint64_t number,
+                            uint64_t (*changed_ns)(struct store *, unsigned dir, uint64_t file))
 {
     struct table_shard *shard;
     const struct object *object = table_lock_number(&store->table, number, &shard);
@@ -127,11 +136,21 @@ errint_t store_readable(struct store *store, uint64_t number)
     unsigned dir = object->disk;
     bool encrypted = object->flags & OBJECT_ENCRYPTED;
     table_unlock(shard);
-    if (!on_disk || (verified_ns && verified_ns == file_changed_ns(store, dir, file)))
+    if (!on_disk || (verified_ns && verified_ns == changed_ns(store, dir, file)))
         return 0;
     if (encrypted && !is_damaged(&store->spill, number))
         return 0; /* each read of it is verified */
     return is_damaged(&store->spill, number) ? -EIO : -EAGAIN;
+}
+
+errint_t store_readable(struct store *store, uint64_t number)
+{
+    return is_readable(store, number, file_changed_ns);
+}
+
+errint_t store_readable_now(struct store *store, uint64_t number)
+{
+    return is_readable(store, number, file_changed_ns_now);
 }
 
 errint_t store_place(struct store *store, uint64_t number, char **path)
@@ -213,7 +232,7 @@ void fetch_reopened(struct store *store, uint64_t number)
 errint_t store_fetch(struct store *store, uint64_t number, store_waiter *callback, void *argument,
                      uint64_t *token)
 {
-    errint_t error = store_readable(store, number);
+    errint_t error = store_readable_now(store, number);
     if ((error != -EAGAIN && error != -EIO) || !store->spill.fetcher_runs)
         return store_wait(store, number, callback, argument, token);
     struct waiter *waiter = waiter_new(store, callback, argument, token);
@@ -588,6 +607,8 @@ static bool restore(struct store *store, uint64_t number)
 static void carry_out(struct store *store, uint64_t number, enum fetch_kind kind)
 {
     bool unread = kind == FETCH_SEAL || store_readable(store, number);
+    if (kind == FETCH_VERIFY && !unread) /* the kernel had only forgotten its file */
+        return;
     if (kind != FETCH_SEAL && restore(store, number))
         return;
     if (unread)

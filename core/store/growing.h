@@ -20,8 +20,9 @@
  *
  * Threads: one thread at a time calls the functions that change something (move, resume, write,
  * truncate, punch, assemble) for a file, and only one file is moved at a time with a set of pipes:
- * the caller's lock sees to both. growing_read() and growing_is_torn() may be called by any thread
- * at any time. Everything here may block on the disk. */
+ * the caller's lock sees to both. growing_read(), growing_read_now() and growing_is_torn() may be
+ * called by any thread at any time. Everything here but growing_read_now() may block on the disk.
+ */
 #ifndef MOBULA_CORE_STORE_GROWING_H
 #define MOBULA_CORE_STORE_GROWING_H
 
@@ -169,6 +170,10 @@ MOB_MUST_CHECK errint_t growing_is_torn(struct growing *growing, bool *torn);
  * the tmpfs file. -EIO if it takes the moved part of a torn file, or what is on disk is not what
  * was encrypted; then `buffer` has zeros. */
 ssize_t growing_read(struct growing *growing, void *buffer, size_t bytes, uint64_t offset);
+
+/* The same without waiting for the disk, nor for one who changes the file: -EAGAIN, also if a part
+ * of it is on disk. */
+ssize_t growing_read_now(struct growing *growing, void *buffer, size_t bytes, uint64_t offset);
 
 /* As pwrite(2), exclusive mode only (-EPERM): the moved part goes to disk, the rest to memory. All
  * or an error: -ENOSPC, -EIO, -EFBIG; some of it may have been written then, the size is as it was

@@ -164,6 +164,21 @@ ssize_t growing_read(struct growing *growing, void *buffer, size_t bytes, uint64
     return (ssize_t)done;
 }
 
+ssize_t growing_read_now(struct growing *growing, void *buffer, size_t bytes, uint64_t offset)
+{
+    if (pthread_rwlock_tryrdlock(&growing->lock))
+        return -EAGAIN;
+    cleanup_growing pthread_rwlock_t *held = &growing->lock;
+    uint64_t size;
+    errint_t error = growing_size(growing->memory_fd, &size);
+    if (error || offset >= size)
+        return error;
+    if (bytes > size - offset)
+        bytes = (size_t)(size - offset);
+    struct part part = first_part(growing, offset, bytes);
+    return part.on_disk || part.bytes < bytes ? -EAGAIN : read_part(growing, buffer, &part);
+}
+
 /* --- writing --- */
 
 /* The size is the tmpfs file's. It grows before the bytes are there: bytes on disk past the size

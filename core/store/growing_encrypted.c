@@ -73,14 +73,13 @@ static errint_t read_block(const struct growing *growing, uint64_t number, size_
                            void *out)
 {
     const struct growing_state *state = &growing->state;
+    struct cipher_file file = {.fd = growing->disk.fd, .number = growing->disk.file};
     struct cipher_block block = {
-        .file = growing->disk.file,
         .number = number,
         .place = state->redo == number + 1 ? copy_place(growing) : cipher_block_offset(number),
         .bytes = block_bytes(state, number),
     };
-    errint_t error =
-        cipher_read_block(growing->disk.key, growing->disk.fd, &block, begin, end, out);
+    errint_t error = cipher_read_block(growing->disk.key, &file, &block, begin, end, out);
     return error == -EBADMSG || error == -ENODATA ? -EIO : error;
 }
 

@@ -89,6 +89,7 @@ size_t store_list_cursors(struct store *store, uint64_t cursor, struct object_in
 struct content {
     struct mob_id id;
     uint64_t size, file;
+    unsigned dir; /* of its copy on disk */
     bool embedded, encrypted;
 };
 
@@ -106,6 +107,7 @@ static errint_t content_of(struct store *store, uint64_t number, struct content 
     *out = (struct content){.id = object->id,
                             .size = object->size,
                             .file = object->file,
+                            .dir = object->disk,
                             .embedded = object->flags & OBJECT_EMBEDDED,
                             .encrypted = object->flags & OBJECT_ENCRYPTED};
     table_unlock(shard);
@@ -202,68 +204,135 @@ ssize_t store_read_inline(struct store *store, uint64_t number, void *buffer, si
     return read_inline(store, number, &content, buffer, bytes, offset);
 }
 
-int store_open_file(struct store *store, uint64_t number, bool *encrypted)
+/* What is read is not to be noted on the disk: the note might have to wait for it. */
+static void want_no_atime(int fd)
+{
+    (void)fcntl(fd, F_SETFL, O_NOATIME); /* not allowed for others' files */
+}
+
+static errint_t opened(const struct content *content, int fd, bool on_disk, struct store_file *out)
+{
+    *out = (struct store_file){.fd = fd};
+    if (fd < 0)
+        return fd;
+    if (on_disk) {
+        out->form = content->encrypted ? STORE_ENCRYPTED : STORE_ON_DISK;
+        want_no_atime(fd);
+    }
+    return 0;
+}
+
+errint_t store_open_file(struct store *store, uint64_t number, struct store_file *out)
 {
     struct content content;
-    *encrypted = false;
     errint_t error = content_of(store, number, &content);
+    if (!error && !content.file)
+        error = -EINVAL;
     if (error)
         return error;
-    if (!content.file)
-        return -EINVAL;
     int fd = data_open(store, content.file, O_RDONLY);
     if (fd != -ENOENT)
-        return fd;
-    *encrypted = content.encrypted;
+        return opened(&content, fd, false, out);
     fd = disk_find_file(&store->disk, content.file, O_RDONLY, NULL);
-    if (fd >= 0 || !*encrypted)
-        return fd;
+    if (fd >= 0 || !content.encrypted)
+        return opened(&content, fd, true, out);
     fetch_note_damage(store, number, fd, 0); /* nobody has looked at it before */
     return -EIO;
+}
+
+errint_t store_open_file_now(struct store *store, uint64_t number, struct store_file *out)
+{
+    struct content content;
+    errint_t error = content_of(store, number, &content);
+    if (!error && !content.file)
+        error = -EINVAL;
+    if (error)
+        return error;
+    int fd = data_open(store, content.file, O_RDONLY);
+    if (fd != -ENOENT)
+        return opened(&content, fd, false, out);
+    fd = disk_open_file_now(&store->disk, content.dir, content.file, O_RDONLY);
+    /* What isn't there, who may wait looks for elsewhere, and says what is wrong. */
+    return opened(&content, fd == -ENOENT ? -EAGAIN : fd, true, out);
+}
+
+/* Where the last read of a descriptor has ended. */
+static atomic_uint_fast64_t *read_end(struct store *store, int fd)
+{
+    return &store->read_ends[(unsigned)fd % STORE_READ_ENDS];
 }
 
 /* The disk is to be busy while a chunk is decrypted, and while the reader is busy with it: who
  * reads on where the last read of the descriptor has ended, or nearly, has the next blocks asked
  * for. */
+static bool is_ahead_due(uint64_t last, uint64_t size, uint64_t offset, size_t bytes)
+{
+    enum { NEARLY = CIPHER_BLOCK_BYTES };
+    uint64_t end = offset + bytes;
+    bool goes_on = offset <= last + NEARLY && last <= offset + NEARLY;
+    return goes_on && end / CIPHER_BLOCK_BYTES != offset / CIPHER_BLOCK_BYTES && end < size;
+}
+
+/* To ask for them may be to wait for room in the disk's queue. */
 static void read_ahead(struct store *store, int fd, uint64_t size, uint64_t offset, size_t bytes)
 {
-    enum { AHEAD_BLOCKS = 8, NEARLY = CIPHER_BLOCK_BYTES };
+    enum { AHEAD_BLOCKS = 8 };
     uint64_t end = offset + bytes, block = end / CIPHER_BLOCK_BYTES;
-    atomic_uint_fast64_t *place = &store->read_ends[(unsigned)fd % STORE_READ_ENDS];
-    uint64_t last = atomic_exchange_explicit(place, end, memory_order_relaxed);
-    bool goes_on = offset <= last + NEARLY && last <= offset + NEARLY;
-    if (!goes_on || block == offset / CIPHER_BLOCK_BYTES || end >= size)
+    uint64_t last = atomic_exchange_explicit(read_end(store, fd), end, memory_order_relaxed);
+    if (!is_ahead_due(last, size, offset, bytes))
         return;
     uint64_t ahead = offset ? AHEAD_BLOCKS - 1 : 0; /* those before were asked for */
     (void)posix_fadvise(fd, (off_t)cipher_block_offset(block + ahead),
                         (off_t)(AHEAD_BLOCKS - ahead) * CIPHER_STRIDE_BYTES, POSIX_FADV_WILLNEED);
 }
 
-ssize_t store_read_encrypted(struct store *store, uint64_t number, int fd, void *buffer,
-                             size_t bytes, uint64_t offset)
+static ssize_t read_encrypted(struct store *store, uint64_t number, const struct cipher_file *file,
+                              void *buffer, size_t bytes, uint64_t offset)
 {
-    struct content content;
     uint64_t bad_block = 0;
-    errint_t error = content_of(store, number, &content);
-    if (error)
-        return error;
-    if (!store->key)
-        return -EIO;
-    read_ahead(store, fd, content.size, offset, bytes);
-    ssize_t got =
-        cipher_pread(store->key, fd, content.file, content.size, buffer, bytes, offset, &bad_block);
-    if (got >= 0 || got == -ENOMEM || got == -EINTR)
+    ssize_t got = cipher_pread(store->key, file, buffer, bytes, offset, &bad_block);
+    if (got >= 0 || got == -ENOMEM || got == -EINTR || got == -EAGAIN)
         return got;
     fetch_note_damage(store, number, (errint_t)got, bad_block);
     return -EIO;
 }
 
-/* A file of an object, opened. */
-static ssize_t read_file(struct store *store, uint64_t number, int fd, bool encrypted, void *buffer,
-                         size_t bytes, uint64_t offset)
+ssize_t store_read_file(struct store *store, uint64_t number, const struct store_file *file,
+                        void *buffer, size_t bytes, uint64_t offset)
 {
-    return encrypted ? store_read_encrypted(store, number, fd, buffer, bytes, offset)
-                     : mob_pread_full(fd, buffer, bytes, (off_t)offset);
+    struct content content;
+    if (file->form != STORE_ENCRYPTED)
+        return mob_pread_full(file->fd, buffer, bytes, (off_t)offset);
+    errint_t error = content_of(store, number, &content);
+    if (error || !store->key)
+        return error ? error : -EIO;
+    struct cipher_file encrypted = {.fd = file->fd, .number = content.file, .size = content.size};
+    read_ahead(store, file->fd, content.size, offset, bytes);
+    return read_encrypted(store, number, &encrypted, buffer, bytes, offset);
+}
+
+ssize_t store_read_file_now(struct store *store, uint64_t number, const struct store_file *file,
+                            void *buffer, size_t bytes, uint64_t offset)
+{
+    struct content content;
+    if (file->form == STORE_IN_MEMORY)
+        return mob_pread_full(file->fd, buffer, bytes, (off_t)offset);
+    errint_t error = content_of(store, number, &content);
+    if (error)
+        return error;
+    if (file->form == STORE_ON_DISK)
+        return mob_pread_cached(file->fd, content.size, buffer, bytes, offset);
+    if (!store->key)
+        return -EIO;
+    atomic_uint_fast64_t *last = read_end(store, file->fd);
+    if (is_ahead_due(atomic_load_explicit(last, memory_order_relaxed), content.size, offset, bytes))
+        return -EAGAIN;
+    struct cipher_file encrypted = {
+        .fd = file->fd, .now = true, .number = content.file, .size = content.size};
+    ssize_t got = read_encrypted(store, number, &encrypted, buffer, bytes, offset);
+    if (got >= 0)
+        atomic_store_explicit(last, offset + bytes, memory_order_relaxed);
+    return got;
 }
 
 static errint_t read_content(struct store *store, uint64_t number, const struct content *content,
@@ -271,11 +340,12 @@ static errint_t read_content(struct store *store, uint64_t number, const struct 
 {
     ssize_t got;
     if (content->file) {
-        bool encrypted;
-        cleanup_fd int fd = store_open_file(store, number, &encrypted);
-        if (fd < 0)
-            return fd;
-        got = read_file(store, number, fd, encrypted, buffer, content->size, 0);
+        struct store_file file;
+        errint_t error = store_open_file(store, number, &file);
+        if (error)
+            return error;
+        got = store_read_file(store, number, &file, buffer, content->size, 0);
+        close(file.fd);
     } else {
         got = read_inline(store, number, content, buffer, content->size, 0);
     }
@@ -334,23 +404,20 @@ static errint_t digest_file(struct store *store, uint64_t number, EVP_MD_CTX *co
 {
     enum { STEP = 1 << 20 };
     cleanup_free char *buffer = malloc(STEP);
-    bool encrypted;
-    cleanup_fd int fd = store_open_file(store, number, &encrypted);
-    if (!buffer)
-        return -ENOMEM;
-    if (fd < 0)
-        return fd;
-    uint64_t offset = 0;
-    for (;;) {
-        ssize_t got = read_file(store, number, fd, encrypted, buffer, STEP, offset);
+    struct store_file file;
+    errint_t error = buffer ? store_open_file(store, number, &file) : -ENOMEM;
+    if (error)
+        return error;
+    ssize_t got = STEP;
+    for (uint64_t offset = 0; !error && got == STEP; offset += STEP) {
+        got = store_read_file(store, number, &file, buffer, STEP, offset);
         if (got < 0)
-            return (errint_t)got;
-        if (!EVP_DigestUpdate(context, buffer, (size_t)got))
-            return -EIO;
-        if (got < STEP)
-            return 0;
-        offset += (uint64_t)got;
+            error = (errint_t)got;
+        else if (!EVP_DigestUpdate(context, buffer, (size_t)got))
+            error = -EIO;
     }
+    close(file.fd);
+    return error;
 }
 
 static errint_t digest(struct store *store, uint64_t number, const struct content *content,

@@ -94,8 +94,12 @@ ssize_t staged_write(struct store *store, uint64_t number, const void *buffer, s
  * -EAGAIN then, and maybe a part of it is written. Doesn't block. */
 ssize_t staged_write_now(struct store *store, uint64_t number, const void *buffer, size_t bytes,
                          uint64_t offset);
+/* Blocks for the disk, if the file or a part of it is there. */
 ssize_t staged_read(struct store *store, uint64_t number, void *buffer, size_t bytes,
                     uint64_t offset);
+/* The same without waiting for the disk, nor for one who changes the file: -EAGAIN. */
+ssize_t staged_read_now(struct store *store, uint64_t number, void *buffer, size_t bytes,
+                        uint64_t offset);
 MOB_MUST_CHECK errint_t staged_truncate(struct store *store, uint64_t number, uint64_t size);
 /* fallocate(2)'s modes, as tmpfs has them; else -EOPNOTSUPP. */
 MOB_MUST_CHECK errint_t staged_allocate(struct store *store, uint64_t number, int mode,

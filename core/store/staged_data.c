@@ -241,6 +241,12 @@ ssize_t staged_write(struct store *store, uint64_t number, const void *buffer, s
     return error ? error : (ssize_t)bytes;
 }
 
+/* Lock held. */
+static bool is_in_memory(const struct staged *staged)
+{
+    return !staged->growing && staged->data.dir == DISK_NO_DIR;
+}
+
 ssize_t staged_read(struct store *store, uint64_t number, void *buffer, size_t bytes,
                     uint64_t offset)
 {
@@ -249,9 +255,47 @@ ssize_t staged_read(struct store *store, uint64_t number, void *buffer, size_t b
     struct staged *staged = staged_get(store, number);
     if (!staged)
         return -ENOENT;
+    /* What is in memory may be moved to disk meanwhile. What is there stays, or growing.h sees to
+     * it: nobody is to wait for this lock while the disk stalls. */
     pthread_mutex_lock(&staged->lock);
+    bool in_memory = is_in_memory(staged);
+    if (!in_memory)
+        pthread_mutex_unlock(&staged->lock);
     ssize_t got = staged_pread(staged, buffer, bytes, offset);
-    pthread_mutex_unlock(&staged->lock);
+    if (in_memory)
+        pthread_mutex_unlock(&staged->lock);
+    staged_put(store, staged);
+    return got;
+}
+
+/* Lock held. */
+static ssize_t pread_now(struct staged *staged, void *buffer, size_t bytes, uint64_t offset)
+{
+    struct stat info;
+    if (is_in_memory(staged))
+        return staged_pread(staged, buffer, bytes, offset);
+    if (staged->growing)
+        return growing_read_now(staged->growing, buffer, bytes, offset);
+    if (staged->data.encrypted)
+        return -EAGAIN;
+    if (fstat(staged->data.fd, &info) < 0)
+        return -errno;
+    return mob_pread_cached(staged->data.fd, (uint64_t)info.st_size, buffer, bytes, offset);
+}
+
+ssize_t staged_read_now(struct store *store, uint64_t number, void *buffer, size_t bytes,
+                        uint64_t offset)
+{
+    if (offset > INT64_MAX)
+        return 0;
+    struct staged *staged = staged_get(store, number);
+    if (!staged)
+        return -ENOENT;
+    ssize_t got = -EAGAIN;
+    if (!pthread_mutex_trylock(&staged->lock)) {
+        got = pread_now(staged, buffer, bytes, offset);
+        pthread_mutex_unlock(&staged->lock);
+    }
     staged_put(store, staged);
     return got;
 }

@@ -250,8 +250,10 @@ ssize_t staged_pread(struct staged *staged, void *buffer, size_t bytes, uint64_t
     struct stat info;
     if (fstat(staged->data.fd, &info) < 0)
         return -errno;
-    ssize_t got = cipher_pread(staged->store->key, staged->data.fd, staged->data.file,
-                               data_bytes(&staged->data, &info), buffer, bytes, offset, NULL);
+    struct cipher_file file = {.fd = staged->data.fd,
+                               .number = staged->data.file,
+                               .size = data_bytes(&staged->data, &info)};
+    ssize_t got = cipher_pread(staged->store->key, &file, buffer, bytes, offset, NULL);
     return got == -EBADMSG || got == -ENODATA ? -EIO : got;
 }
 

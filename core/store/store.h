@@ -162,16 +162,29 @@ void store_drop(struct store *store, const struct mob_id *id);
 ssize_t store_read_inline(struct store *store, uint64_t number, void *buffer, size_t bytes,
                           uint64_t offset);
 
-/* Opens the data file of an object of the memory or disk tier, read-only. The object must be counted
- * as open and store_readable(). The caller closes it. Returns the descriptor or a negative errno.
- * *encrypted: it is read by store_read_encrypted(), else as it is. */
-int store_open_file(struct store *store, uint64_t number, bool *encrypted);
+/* The data file of an object, opened. */
+enum store_form { STORE_IN_MEMORY, STORE_ON_DISK, STORE_ENCRYPTED };
+struct store_file {
+    int fd;
+    enum store_form form; /* STORE_ENCRYPTED: it does not have the content as it is */
+};
 
-/* As pread(2) of the content of the object whose encrypted file `fd` is. What is read is verified
- * first: -EIO (logged, store_failure() then says which block) if it isn't what was written; -ENOENT.
+/* Opens the data file of an object of the memory or disk tier, read-only. The object must be counted
+ * as open and store_readable(). The caller closes out->fd. Blocks for the disk. */
+MOB_MUST_CHECK errint_t store_open_file(struct store *store, uint64_t number,
+                                        struct store_file *out);
+/* The same without waiting for the disk: -EAGAIN. */
+MOB_MUST_CHECK errint_t store_open_file_now(struct store *store, uint64_t number,
+                                            struct store_file *out);
+
+/* As pread(2) of the content of the object whose file it is. What is encrypted is verified first:
+ * -EIO (logged, store_failure() then says which block) if it isn't what was written; -ENOENT.
  * Blocks for the disk. */
-ssize_t store_read_encrypted(struct store *store, uint64_t number, int fd, void *buffer,
-                             size_t bytes, uint64_t offset);
+ssize_t store_read_file(struct store *store, uint64_t number, const struct store_file *file,
+                        void *buffer, size_t bytes, uint64_t offset);
+/* The same without waiting for the disk: -EAGAIN if it is to be asked for something. */
+ssize_t store_read_file_now(struct store *store, uint64_t number, const struct store_file *file,
+                            void *buffer, size_t bytes, uint64_t offset);
 
 /* Whether staged files may be given to the kernel (passthrough). Not where they could then go to
  * disk as they are, and are to be encrypted. */
@@ -179,8 +192,11 @@ bool store_staged_passthrough(const struct store *store);
 
 /* Whether the bytes of a ready object may be read as they are: 0; -EAGAIN: they are on disk and
  * were not verified yet, store_fetch() does it; -EIO: they don't have their checksums
- * (store_failure() says which block). The object must be counted as open. */
+ * (store_failure() says which block). The object must be counted as open. Looks at the file: blocks
+ * for the disk if the kernel has forgotten it. */
 MOB_MUST_CHECK errint_t store_readable(struct store *store, uint64_t number);
+/* The same without waiting for the disk: also -EAGAIN if that would have to be asked. */
+MOB_MUST_CHECK errint_t store_readable_now(struct store *store, uint64_t number);
 /* Blocks until the bytes of a ready object can be read: 0, or -EIO as store_readable(). Not from
  * the store's own threads. The object must be counted as open. */
 MOB_MUST_CHECK errint_t store_verify(struct store *store, uint64_t number);

@@ -19,7 +19,10 @@ teardown() {
     drop_disk
 }
 
-thaw() { within 5 fsfreeze -u "$ROOM/disk" 2>/dev/null || true; }
+thaw() {
+    within 5 fsfreeze -u "$ROOM/disk" 2>/dev/null || true
+    kill -CONT "${stalling_pid:-}" 2>/dev/null || true
+}
 
 # new_disk MIB [FOLDER]: an ext4 of that size at $ROOM/disk, its image in FOLDER.
 new_disk() {
@@ -30,13 +33,31 @@ new_disk() {
     mount -o loop "${2:-$ROOM}/image" "$ROOM/disk" || skip "needs a loop device"
 }
 
+# new_stalling_disk MIB: the same, of a disk that doesn't answer while the process $stalling_pid is
+# stopped.
+new_stalling_disk() {
+    is_root || skip "needs root, for a filesystem of its own"
+    mkdir -p "$ROOM/disk" "$ROOM/stalling" "$ROOM/faulty"
+    truncate -s "$1M" "$ROOM/image"
+    mkfs.ext4 -q -m 0 -E lazy_itable_init=0 "$ROOM/image" || skip "needs mkfs.ext4"
+    stallimage "$ROOM/image" "$ROOM/stalling" 3>&- 4>&- &
+    stalling_pid=$!
+    wait_until '[[ -e $ROOM/stalling/image ]]'
+    mount -o loop "$ROOM/stalling/image" "$ROOM/disk" || skip "needs a loop device"
+}
+
 drop_disk() {
     local place
-    for place in "$ROOM/disk" "$ROOM/images"; do
+    for place in "$ROOM/disk" "$ROOM/images" "$ROOM/stalling"; do
         if mountpoint -q "$place"; then
-            wait_until within 5 umount "$place" || umount -l "$place"
+            wait_until -t 5 within 5 umount "$place" 2>/dev/null || umount -l "$place"
         fi
     done
+    if [[ -n ${stalling_pid:-} ]]; then # a namespace that was made meanwhile may keep its mount
+        kill -KILL "$stalling_pid" 2>/dev/null || true
+        wait_until pid_gone "$stalling_pid"
+        stalling_pid=
+    fi
     rm -f "$ROOM/image"
 }
 
@@ -242,6 +263,60 @@ others_go_on_while_writers_wait() { # OPTION...
 @test "a disk that stalls, with a key: who writes to it waits, all others are answered" {
     head -c 32 /dev/urandom >"$ROOM/key"
     others_go_on_while_writers_wait --spill-key "$ROOM/key"
+}
+
+# More than there is memory.
+twice_written() { piece written 20000000; piece written 20000000; }
+export -f twice_written
+
+# Four readers of objects, and one of a file that is being written, have all threads that serve wait
+# for the disk, if they would.
+readers_wait_alone() { # OPTION...
+    local i fds=() fd writer connection
+    new_stalling_disk 400
+    up_on 24M "$@"
+    connection=/sys/fs/fuse/connections/$(mountpoint -d "$ROOM/faulty" | cut -d: -f2)
+    [[ -e $connection/waiting ]] || skip "needs fusectl at /sys/fs/fuse/connections"
+    for ((i = 0; i < 4; i++)); do put_piece "$i" 18000000; done
+    put_piece small 90000
+    exec {writer}>"$ROOM/faulty/staging/written"
+    twice_written >&"$writer"
+    for ((i = 0; i < 4; i++)); do
+        equals "$(tier "$i")" disk # they don't fit in what may be filled of the memory
+        exec {fd}<"$ROOM/faulty/staging/$i"
+        fds+=("$fd")
+    done
+    sync -f "$ROOM/disk"
+    for i in "$ROOM"/disk/objects/*; do dd if="$i" iflag=nocache count=0 status=none; done
+    kill -STOP "$stalling_pid"
+    for ((i = 0; i < 4; i++)); do
+        background bash -c 'cmp <(piece "$1" 18000000) <(cat <&"$2")' - "$i" "${fds[i]}"
+    done
+    background bash -c 'cmp <(twice_written) "$ROOM/faulty/staging/written"'
+    wait_until '(($(cat "$connection/waiting") >= 5))'
+    for ((i = 0; i < 4; i++)); do
+        at_once bash -c 'put_piece "quick-$1" 1000' - "$i"
+        at_once bash -c 'cmp <(piece small 90000) "$ROOM/faulty/staging/small"'
+        at_once bash -c 'ls -lL "$ROOM/faulty/objects" "$ROOM/faulty/staging" && df "$ROOM/faulty"' >/dev/null
+        at_once mobula status "$ROOM/faulty" >/dev/null
+        at_once mobula stat --mount "$ROOM/faulty" small >/dev/null
+    done
+    kill -CONT "$stalling_pid"
+    await
+    for fd in "${fds[@]}" "$writer"; do exec {fd}>&-; done
+    equals "$(digest "$ROOM/faulty/staging/written")" "$(twice_written | sha256sum | cut -d' ' -f1)"
+    rm "$ROOM"/faulty/staging/*
+    down_again
+}
+
+@test "a disk that stalls: who reads from it waits alone, without passthrough" {
+    readers_wait_alone --no-passthrough
+}
+
+@test "a disk that stalls: who reads from it waits alone, with a key" {
+    head -c 32 /dev/urandom >"$ROOM/key"
+    chmod 600 "$ROOM/key"
+    readers_wait_alone --spill-key "$ROOM/key"
 }
 
 @test "a disk that can't be read: EIO, which names the object, never wrong bytes" {

@@ -491,11 +491,25 @@ unsigned char *read_everything(void)
     return buffer;
 }
 
+/* What is on disk is not waited for. */
+static void assert_reads_now(void)
+{
+    unsigned char got[5000];
+    for (uint64_t at = 0; file.exclusive && at < file.size; at += UNIT) {
+        size_t count = file.size - at < sizeof got ? (size_t)(file.size - at) : sizeof got;
+        ssize_t now = growing_read_now(&file.growing, got, count, at);
+        assert_int_equal(now, at < growing_moved(&file.growing) ? -EAGAIN : (ssize_t)count);
+        if (now > 0)
+            assert_memory_equal(got, file.shared->model + at, count);
+    }
+}
+
 void assert_reads(void)
 {
     unsigned char *got = read_everything();
     assert_model(got);
     free(got);
+    assert_reads_now();
 }
 
 /* What is in the disk file. */
@@ -540,9 +554,9 @@ static void assert_encrypted(const unsigned char *raw, size_t bytes)
     unsigned char *got = malloc((size_t)file.size + 1);
     assert_non_null(got);
     assert_int_equal(bytes, cipher_file_bytes(file.size));
-    assert_int_equal(cipher_pread(key, file.disk_fd, FILE_NUMBER, file.size, got,
-                                  (size_t)file.size + 1, 0, &bad),
-                     file.size);
+    const struct cipher_file on_disk = {
+        .fd = file.disk_fd, .number = FILE_NUMBER, .size = file.size};
+    assert_int_equal(cipher_pread(key, &on_disk, got, (size_t)file.size + 1, 0, &bad), file.size);
     assert_model(got);
     assert_blocks(raw);
     assert_no_marker(raw, bytes);

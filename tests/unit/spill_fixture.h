@@ -205,6 +205,36 @@ static inline errint_t read_object(struct spilling *spilling, unsigned index)
                           &bytes);
 }
 
+/* Of an object on disk, what is in the page cache is read at once, and the rest is not. */
+static inline void check_reads_without_waiting(struct spilling *spilling, unsigned index)
+{
+    enum { BYTES = 8192, NEAR_END = UNIT_MIB - BYTES / 2 };
+    struct store *store = store_of(spilling);
+    uint64_t number = spilling->objects[index].number;
+    char expected[BYTES], end[BYTES], got[BYTES];
+    struct store_file file;
+    fill_bytes(expected, BYTES, index, 0);
+    fill_bytes(end, BYTES / 2, index, NEAR_END);
+    assert_int_equal(store_opened(store, number), 0);
+    assert_int_equal(store_verify(store, number), 0);
+    assert_int_equal(store_readable_now(store, number), 0); /* it was just looked at */
+    assert_int_equal(store_open_file_now(store, number, &file), 0);
+    assert_int_not_equal(file.form, STORE_IN_MEMORY);
+    assert_int_equal(posix_fadvise(file.fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+    assert_int_equal(store_read_file_now(store, number, &file, got, BYTES, 0), -EAGAIN);
+    assert_int_equal(store_read_file_now(store, number, &file, got, BYTES, NEAR_END), -EAGAIN);
+    assert_int_equal(store_read_file(store, number, &file, got, BYTES, 0), BYTES);
+    assert_int_equal(store_read_file(store, number, &file, got, BYTES, NEAR_END), BYTES / 2);
+    memset(got, 0, BYTES);
+    assert_int_equal(store_read_file_now(store, number, &file, got, BYTES, 0), BYTES);
+    assert_memory_equal(got, expected, BYTES);
+    assert_int_equal(store_read_file_now(store, number, &file, got, BYTES, NEAR_END), BYTES / 2);
+    assert_memory_equal(got, end, BYTES / 2);
+    assert_int_equal(store_read_file_now(store, number, &file, got, BYTES, UNIT_MIB), 0);
+    close(file.fd);
+    store_open_dropped(store, number);
+}
+
 /* TIER_NONE: it isn't there. */
 static inline enum object_tier tier_of(struct spilling *spilling, unsigned index)
 {

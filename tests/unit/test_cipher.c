@@ -182,6 +182,7 @@ static void files_are_read_at_any_place(void **state)
     cleanup_free uint8_t *plain = malloc(size), *out = malloc(size + 1);
     fill(plain, size, 4);
     cleanup_fd int fd = make_file(keys, plain, size);
+    const struct cipher_file file = {.fd = fd, .number = FILE_NUMBER, .size = size};
     unsigned seed = 5;
     for (int i = 0; i < 300; i++) {
         seed = seed * 1103515245u + 12345u;
@@ -190,11 +191,10 @@ static void files_are_read_at_any_place(void **state)
         size_t bytes = i % 3 ? seed % 200000 : seed % size,
                left = offset < size ? size - offset : 0;
         size_t expected = bytes < left ? bytes : left;
-        assert_int_equal(cipher_pread(keys->key, fd, FILE_NUMBER, size, out, bytes, offset, NULL),
-                         expected);
+        assert_int_equal(cipher_pread(keys->key, &file, out, bytes, offset, NULL), expected);
         assert_memory_equal(out, plain + offset, expected);
     }
-    assert_int_equal(cipher_pread(keys->key, fd, FILE_NUMBER, size, out, size + 1, 0, NULL), size);
+    assert_int_equal(cipher_pread(keys->key, &file, out, size + 1, 0, NULL), size);
     assert_memory_equal(out, plain, size);
 }
 
@@ -206,23 +206,23 @@ static void a_damaged_chunk_is_not_read(void **state)
     uint64_t bad = 99;
     fill(plain, size, 6);
     cleanup_fd int fd = make_file(keys, plain, size);
+    const struct cipher_file file = {.fd = fd, .number = FILE_NUMBER, .size = size};
     uint8_t byte;
     off_t place = (off_t)cipher_block_offset(1) + CIPHER_HEAD_BYTES + 3 * CIPHER_CHUNK_BYTES + 5;
     assert_int_equal(pread(fd, &byte, 1, place), 1);
     byte ^= 1;
     assert_int_equal(pwrite(fd, &byte, 1, place), 1);
     memset(out, 1, size);
-    assert_int_equal(cipher_pread(keys->key, fd, FILE_NUMBER, size, out, size, 0, &bad), -EBADMSG);
+    assert_int_equal(cipher_pread(keys->key, &file, out, size, 0, &bad), -EBADMSG);
     assert_int_equal(bad, 1);
     assert_int_equal(out[0], 0); /* nothing of it */
     /* The chunks beside it are as they were. */
     uint64_t offset = CIPHER_BLOCK_BYTES + 4 * CIPHER_CHUNK_BYTES;
-    assert_int_equal(cipher_pread(keys->key, fd, FILE_NUMBER, size, out, 1000, offset, &bad), 1000);
+    assert_int_equal(cipher_pread(keys->key, &file, out, 1000, offset, &bad), 1000);
     assert_memory_equal(out, plain + offset, 1000);
-    assert_int_equal(cipher_pread(keys->other, fd, FILE_NUMBER, size, out, 10, 0, &bad), -EBADMSG);
+    assert_int_equal(cipher_pread(keys->other, &file, out, 10, 0, &bad), -EBADMSG);
     assert_int_equal(ftruncate(fd, (off_t)cipher_block_offset(1) + 50), 0);
-    assert_int_equal(cipher_pread(keys->key, fd, FILE_NUMBER, size, out, 10, offset, &bad),
-                     -ENODATA);
+    assert_int_equal(cipher_pread(keys->key, &file, out, 10, offset, &bad), -ENODATA);
     assert_int_equal(bad, 1);
 }
 

@@ -171,15 +171,15 @@ static void what_was_counted_for_an_object_is_given_back(void **state)
         large[i] = (char)i;
     struct mob_id id = fixture_put(store, NAMES_STAGING, "large", large, sizeof large);
     assert_int_equal(store_find(store, &id, &info), 0);
-    bool encrypted;
-    int fd = store_open_file(store, info.number, &encrypted);
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    struct store_file file;
+    assert_int_equal(store_open_file(store, info.number, &file), 0);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", file.fd);
     int writable = open(path, O_RDWR);
     assert_true(writable >= 0);
     assert_int_equal(fallocate(writable, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 8192, 8192),
                      0);
     close(writable);
-    close(fd);
+    close(file.fd);
     assert_int_equal(names_unlink(store, NAMES_STAGING, "large", NULL, NULL), 0);
     store_usage(store, &after);
     assert_int_equal(after.memory_used_bytes, before.memory_used_bytes);

@@ -247,6 +247,12 @@ static void a_writer_gets_on_when_nothing_in_memory_can_go(void **state)
         close_object(spilling, i);
 }
 
+static void what_is_encrypted_is_read_without_waiting_where_it_is_cached(void **state)
+{
+    put_seven(*state);
+    check_reads_without_waiting(*state, 0);
+}
+
 int main(void)
 {
 #define OPENED(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
@@ -260,6 +266,7 @@ int main(void)
         OPENED(sha256_sums_are_kept_encrypted),
         OPENED(a_file_on_disk_that_has_gone_is_an_error_with_a_sentence),
         OPENED(a_writer_gets_on_when_nothing_in_memory_can_go),
+        OPENED(what_is_encrypted_is_read_without_waiting_where_it_is_cached),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -51,6 +51,10 @@ static void *read_along(void *argument)
         reader->reads++;
         if (got != (ssize_t)count || memcmp(buffer, file.shared->model + offset, count) != 0)
             reader->wrong++;
+        got = growing_read_now(&file.growing, buffer, count, offset);
+        if (got != -EAGAIN &&
+            (got != (ssize_t)count || memcmp(buffer, file.shared->model + offset, count) != 0))
+            reader->wrong++;
         nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
     }
     return NULL;

@@ -115,38 +115,34 @@ static void handles_outlive_their_server(void **state)
     munmap(area, handles_bytes());
 }
 
-static int opened_files;
-static int open_null(void *argument, bool *encrypted)
+static void a_handle_has_one_data_file_which_closes_with_it(void **state)
 {
-    *encrypted = argument != NULL;
-    opened_files++;
-    return dup(0);
-}
-
-/* `argument`: whether the file is encrypted. */
-static void a_handle_opens_its_data_file_once(void **state)
-{
+    (void)state;
     void *area = new_area();
     struct handles *handles;
     struct handle *handle;
+    struct store_file found, file = {dup(0), STORE_ENCRYPTED}, late = {dup(0), STORE_ON_DISK};
     uint64_t fh;
-    bool existed, encrypted;
+    bool existed;
+    int first = file.fd, second = late.fd;
     assert_int_equal(handles_open(area, &handles), 0);
-    for (uint64_t i = 0; i < 2; i++) {
-        void *argument = i ? state : NULL;
-        opened_files = 0;
-        assert_int_equal(handles_new(handles, i + 1, false, 5, 0, 1, &handle, &fh, &existed), 0);
-        int fd = handles_fd(handles, fh, open_null, argument, &encrypted);
-        assert_true(fd >= 0);
-        assert_int_equal(encrypted, i);
-        encrypted = !i;
-        assert_int_equal(handles_fd(handles, fh, open_null, NULL, &encrypted), fd);
-        assert_int_equal(encrypted, i);
-        assert_int_equal(opened_files, 1);
-        handles_free(handles, fh);
-        assert_int_equal(close(fd), -1); /* closed with its handle */
-        assert_int_equal(handles_fd(handles, fh, open_null, NULL, &encrypted), -EBADF);
+    assert_int_equal(handles_new(handles, 1, false, 5, 0, 1, &handle, &fh, &existed), 0);
+    assert_int_equal(handles_file(handles, fh, &found), -ENOENT);
+    assert_int_equal(handles_keep_file(handles, fh, &file), 0);
+    assert_int_equal(handles_keep_file(handles, fh, &late), 0);
+    assert_int_equal(close(second), -1); /* another was quicker */
+    assert_int_equal(handles_file(handles, fh, &found), 0);
+    for (const struct store_file *it = &found; it; it = it == &found ? &late : NULL) {
+        assert_int_equal(it->fd, first);
+        assert_int_equal(it->form, STORE_ENCRYPTED);
     }
+    handles_free(handles, fh);
+    assert_int_equal(close(first), -1);
+    assert_int_equal(handles_file(handles, fh, &found), -EBADF);
+    file.fd = dup(0);
+    first = file.fd;
+    assert_int_equal(handles_keep_file(handles, fh, &file), -EBADF);
+    assert_int_equal(close(first), -1);
     handles_close(handles);
     munmap(area, handles_bytes());
 }
@@ -302,7 +298,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_node_id_gives_back_its_parts),
         cmocka_unit_test(handles_outlive_their_server),
-        cmocka_unit_test(a_handle_opens_its_data_file_once),
+        cmocka_unit_test(a_handle_has_one_data_file_which_closes_with_it),
         cmocka_unit_test(a_data_file_has_one_registration_at_a_time),
         cmocka_unit_test(a_registration_keeps_no_lease_of_a_dead_server),
         cmocka_unit_test(idle_registrations_are_kept_up_to_a_limit),

@@ -131,7 +131,8 @@ static void assert_encrypted(int fd, uint64_t seed, size_t bytes, const struct s
     cleanup_free uint8_t *content = content_of(seed, bytes), *found = malloc(length + 1);
     int flags = fcntl(fd, F_GETFL);
     assert_int_equal(fcntl(fd, F_SETFL, flags & ~O_DIRECT), 0);
-    assert_int_equal(cipher_pread(key, fd, FILE_NUMBER, bytes, found, bytes + 1, 0, NULL), bytes);
+    const struct cipher_file file = {.fd = fd, .number = FILE_NUMBER, .size = bytes};
+    assert_int_equal(cipher_pread(key, &file, found, bytes + 1, 0, NULL), bytes);
     assert_memory_equal(found, content, bytes);
     assert_int_equal(mob_pread_full(fd, found, length + 1, 0), length);
     assert_int_equal(fcntl(fd, F_SETFL, flags), 0);

@@ -86,6 +86,14 @@ static void a_copy_that_fails_its_checksum_does_not_come_back(void **state)
     assert_int_equal(faccessat(store_of(spilling)->data_fd, SPILL_RESTORE_NAME, F_OK, 0), -1);
 }
 
+static void what_is_on_disk_is_read_without_waiting_where_it_is_cached(void **state)
+{
+    struct spilling *spilling = *state;
+    put_some(spilling, 7);
+    WAIT_UNTIL(tier_of(spilling, 0) == TIER_DISK && memory_is_settled(spilling));
+    check_reads_without_waiting(spilling, 0);
+}
+
 /* --- written on disk --- */
 
 static struct staged_info create_to_read(struct store *store, const char *name)
@@ -302,6 +310,7 @@ int main(void)
         OPENED(what_is_opened_again_and_again_comes_back_if_there_is_room),
         OPENED(what_is_opened_again_and_again_stays_on_disk_without_room),
         OPENED(a_copy_that_fails_its_checksum_does_not_come_back),
+        OPENED(what_is_on_disk_is_read_without_waiting_where_it_is_cached),
         CLOSED(what_is_read_while_it_is_written_begins_on_disk_and_is_sealed),
         CLOSED(a_small_file_begun_on_disk_goes_inline_and_its_file_serves_again),
         OPENED(who_waits_for_a_fetch_is_called_once_unless_it_cancels),

@@ -98,6 +98,8 @@ static void data_is_written_read_truncated_and_punched(void **state)
     assert_int_equal(staged_truncate(store, f, UINT64_MAX), -EFBIG);
     assert_int_equal(staged_write(store, 4711, "x", 1, 0), -ENOENT);
     assert_int_equal(staged_read(store, 4711, buffer, 1, 0), -ENOENT);
+    assert_int_equal(staged_read_now(store, 4711, buffer, 1, 0), -ENOENT);
+    assert_int_equal(staged_read_now(store, f, buffer, 16, 4), 1);
     pwrite_limit = 2;
     assert_int_equal(staged_write(store, f, "hello", 5, 0), 5);
     assert_int_equal(staged_read(store, f, buffer, 16, 0), 5);

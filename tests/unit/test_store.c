@@ -267,10 +267,10 @@ static void a_file_of_a_job_is_moved_in_without_a_copy(void **state)
     assert_int_equal(store_find(store, &id, &info), 0);
     assert_int_equal(info.tier, TIER_MEMORY);
     assert_int_equal(info.size, sizeof big);
-    bool encrypted;
-    int fd = store_open_file(store, info.number, &encrypted);
-    assert_int_equal(fstat(fd, &after), 0);
-    close(fd);
+    struct store_file file;
+    assert_int_equal(store_open_file(store, info.number, &file), 0);
+    assert_int_equal(fstat(file.fd, &after), 0);
+    close(file.fd);
     assert_int_equal(after.st_ino, before.st_ino);
     assert_int_equal(after.st_mode & 07777, 0600);
     assert_int_equal(store_find(store, &small, &info), 0);
