@@ -41,6 +41,7 @@ errint_t fs_create(const struct fs_options *options, struct fs **out, struct mob
          (error = slow_open("syncs", 8, false, &fs->syncs)) ||
          (error = slow_open("reads", 8, true, &fs->reads)) ||
          (error = slow_open("writes", 8, true, &fs->writes)) ||
+         (error = slow_open("sums", 2, false, &fs->sums)) ||
          (error = known_open(session_generation(fs->session) > 0, &fs->known))))
         mob_error_set(err, error, "the mount's tables can't be made: %s", strerror(-error));
     if (error) {
@@ -59,7 +60,8 @@ static void close_threads(struct fs *fs)
     slow_close(fs->syncs);
     slow_close(fs->reads);
     slow_close(fs->writes);
-    fs->slow = fs->syncs = fs->reads = fs->writes = NULL;
+    slow_close(fs->sums);
+    fs->slow = fs->syncs = fs->reads = fs->writes = fs->sums = NULL;
 }
 
 void fs_detach(struct fs *fs)

@@ -80,10 +80,11 @@ struct fs {
     struct waiting *waiting;
     struct known *known;
     struct staging *staging;
-    struct slow *slow;  /* one thread */
+    struct slow *slow;   /* one thread */
     struct slow *syncs;  /* several: they wait for the disk together */
     struct slow *writes; /* likewise: staging_late.c */
     struct slow *reads;  /* likewise: reads.c */
+    struct slow *sums;   /* two: SHA-256 of objects, wherever they are */
     uint64_t started_ns;
     uint64_t started_wall_ns;
     uid_t uid;
