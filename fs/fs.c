@@ -42,7 +42,8 @@ errint_t fs_create(const struct fs_options *options, struct fs **out, struct mob
          (error = slow_open("reads", 8, true, &fs->reads)) ||
          (error = slow_open("writes", 8, true, &fs->writes)) ||
          (error = slow_open("sums", 2, false, &fs->sums)) ||
-         (error = known_open(session_generation(fs->session) > 0, &fs->known))))
+         (error = known_open(session_generation(fs->session) > 0, &fs->known)) ||
+         (error = prefill_open(&fs->prefill))))
         mob_error_set(err, error, "the mount's tables can't be made: %s", strerror(-error));
     if (error) {
         fs_destroy(fs);
@@ -77,6 +78,7 @@ void fs_destroy(struct fs *fs)
     close_threads(fs);
     staging_close(fs->staging);
     known_close(fs->known);
+    prefill_close(fs->prefill);
     if (fs->transport)
         transport_destroy(fs->transport);
     waiting_close(fs->waiting);

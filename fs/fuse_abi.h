@@ -18,6 +18,9 @@ enum {
     ABI_RING_CMD_REGISTER = 1,
     ABI_RING_CMD_COMMIT_AND_FETCH = 2,
     ABI_OPEN_PASSTHROUGH = 1 << 7,
+    /* Linux 6.12. Before 6.11 the kernel did not clear the rest of the last page of what it was
+     * given (CVE-2024-44947), and who mapped the file saw what had been there. */
+    ABI_MINOR_STORE_ZEROES = 41,
 };
 
 /* INIT flags: the first 32 in `flags`, the others in `flags2` once ABI_INIT_EXT is set. */

@@ -1,7 +1,7 @@
 /* What the files of fs/ share: the context, replies, and one interface a kind of node.
  *
- * Lock order: struct staged_state's mutex, then the store's own. Replies are sent with no lock held
- * but where a comment says why. */
+ * Lock order: struct staged_state's mutex or one of prefill.c's, then the store's own. Replies are
+ * sent with no lock held but where a comment says why. */
 #ifndef MOBULA_FS_INTERNAL_H
 #define MOBULA_FS_INTERNAL_H
 
@@ -21,6 +21,7 @@
 #include "fs/handles.h"
 #include "fs/known.h"
 #include "fs/node.h"
+#include "fs/prefill.h"
 #include "fs/transport.h"
 #include "fs/waiting.h"
 
@@ -79,6 +80,7 @@ struct fs {
     struct backing *backing;
     struct waiting *waiting;
     struct known *known;
+    struct prefill *prefill;
     struct staging *staging;
     struct slow *slow;   /* one thread */
     struct slow *syncs;  /* several: they wait for the disk together */

@@ -41,6 +41,15 @@ void known_mark(struct known *known, uint64_t node)
         __atomic_fetch_or(&known->bits[bit / 64], mask, __ATOMIC_RELAXED);
 }
 
+/* Relaxed: what the caller does if it was marked is ordered by its own locks. */
+bool known_take(struct known *known, uint64_t node)
+{
+    uint32_t bit = bit_of(node);
+    uint64_t mask = UINT64_C(1) << bit % 64;
+    return known_may_have(known, node) &&
+           __atomic_fetch_and(&known->bits[bit / 64], ~mask, __ATOMIC_RELAXED) & mask;
+}
+
 bool known_may_have(const struct known *known, uint64_t node)
 {
     uint32_t bit = bit_of(node);

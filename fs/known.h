@@ -18,5 +18,7 @@ void known_close(struct known *known);
 void known_mark(struct known *known, uint64_t node);
 /* False only if the kernel was certainly never told. */
 bool known_may_have(const struct known *known, uint64_t node);
+/* The same, and takes the mark away, for others of the same hash as well. True for one caller. */
+bool known_take(struct known *known, uint64_t node);
 
 #endif

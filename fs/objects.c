@@ -84,6 +84,9 @@ static void open_ready(struct fs *fs, const struct parked *open, const struct ob
     if (mob_id_index(&info->id) != MOB_INDEX_JOB &&
         mob_realtime_ns() - info->mtime_ns < FRESH_RESULT_NS)
         flags = OPEN_DIRECT_IO | OPEN_NOFLUSH;
+    if (info->tier == TIER_INLINE)
+        prefill_before_open(fs->prefill, fs->transport, fs->store, open->node,
+                            flags & OPEN_KEEP_CACHE);
     if (info->file) {
         handle->file = info->file;
         if (!handle->backing_id && transport_passthrough(fs->transport))

@@ -60,10 +60,13 @@ static void lookup_object(fuse_req_t request, const char *name)
     struct fs *fs = fs_of(request);
     struct object_info info;
     struct mob_id id;
-    if (!mob_id_parse(name, strlen(name), &id) || store_find(fs->store, &id, &info))
+    if (!mob_id_parse(name, strlen(name), &id) || store_find(fs->store, &id, &info)) {
         fuse_reply_err(request, ENOENT);
-    else
-        reply_node(request, node_id(NODE_OBJECT, 0, info.number), TIMEOUT_FOREVER);
+        return;
+    }
+    uint64_t node = node_id(NODE_OBJECT, 0, info.number);
+    prefill_looked_up(fs->prefill, node);
+    reply_node(request, node, TIMEOUT_FOREVER);
 }
 
 static void lookup_job(fuse_req_t request, const char *name)

@@ -199,6 +199,7 @@ static errint_t process_init(struct transport *transport, char *bytes, size_t si
     if ((init->flags & ABI_INIT_EXT) && size >= sizeof(*in) + offsetof(struct abi_init_in, unused))
         transport->kernel_flags |= (uint64_t)init->flags2 << 32;
 
+    transport->can_store = init->minor >= ABI_MINOR_STORE_ZEROES;
     bool fresh = !atomic_load(&transport->session->init_answered);
     transport->answer_init = fresh;
     if (fresh) {
@@ -584,6 +585,11 @@ const char *transport_describe(const struct transport *transport)
 bool transport_passthrough(const struct transport *transport)
 {
     return transport->passthrough;
+}
+
+bool transport_can_store(const struct transport *transport)
+{
+    return transport->can_store;
 }
 
 void transport_count(const struct transport *transport, struct transport_counters *out)

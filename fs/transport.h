@@ -96,6 +96,10 @@ const char *transport_describe(const struct transport *transport);
 /* True once the kernel has agreed to passthrough. */
 bool transport_passthrough(const struct transport *transport);
 
+/* True if the kernel may be given content by transport_store(); also known once INIT was answered.
+ */
+bool transport_can_store(const struct transport *transport);
+
 /* --- inside an op, on the thread that libfuse called it on --- */
 
 /* The raw request that is being handled: fuse_in_header and what follows, as in <linux/fuse.h> of
@@ -113,6 +117,11 @@ bool transport_current_is_resent(void);
  * know it) is returned as 0. */
 errint_t transport_invalidate_inode(struct transport *transport, uint64_t nodeid, int64_t offset,
                                     int64_t bytes);
+/* Puts the whole content of a file into the kernel's cache. Waits for pages that are locked, by a
+ * READ for example: the caller must know that none is on its way. -ENOENT: the kernel does not know
+ * the file; -ENOMEM, ... */
+errint_t transport_store(struct transport *transport, uint64_t nodeid, const void *content,
+                         size_t bytes);
 /* Wakes pollers: `poll_handle` is fuse_poll_in.kh of the POLL request (read it from
  * transport_current_request(), so that it can be kept in session memory). */
 errint_t transport_notify_poll(struct transport *transport, uint64_t poll_handle);

@@ -56,6 +56,7 @@ struct transport {
 
     enum transport_kind kind;
     bool passthrough;
+    bool can_store;
     char description[240];
 
     struct ring *ring; /* NULL on /dev/fuse */

@@ -14,6 +14,17 @@ errint_t transport_invalidate_inode(struct transport *transport, uint64_t nodeid
     return failed == -ENOENT ? 0 : failed;
 }
 
+errint_t transport_store(struct transport *transport, uint64_t nodeid, const void *content,
+                         size_t bytes)
+{
+    struct fuse_notify_store_out body = {.nodeid = nodeid, .size = (uint32_t)bytes};
+    struct fuse_out_header out = {.len = (uint32_t)(sizeof(out) + sizeof(body) + bytes),
+                                  .error = FUSE_NOTIFY_STORE};
+    struct iovec iov[3] = {
+        {&out, sizeof(out)}, {&body, sizeof(body)}, {(void *)(uintptr_t)content, bytes}};
+    return transport_write_device(transport, iov, 3);
+}
+
 errint_t transport_notify_poll(struct transport *transport, uint64_t poll_handle)
 {
     struct fuse_notify_poll_wakeup_out body = {.kh = poll_handle};

@@ -254,9 +254,6 @@ spill_lines() { # IO PENDING ERRORS DAMAGED
     matches "$output" '0123456789012345678901234567890123456789'
 }
 
-# requests KIND: how many of these the daemon has had.
-requests() { sed -n 's/^mobula_fuse_requests_total{opcode="'"$1"'"} //p' "$MNT/metrics"; }
-
 @test "put of what can't be read says so and leaves nothing behind" {
     ls -A "$MNT/staging" >"$BATS_TEST_TMPDIR/before"
     exits $EX_NOINPUT m put "$BATS_TEST_TMPDIR/no-such-file"

@@ -157,6 +157,12 @@ node() { sed -n "s/^$2 //p" "$MNT"/nodes/*/"$1"; }
 
 used_bytes() { node memory used_bytes; }
 
+# requests KIND: how many of these the daemon has had. All the text comes by one read, as between two
+# it would change; to ask is always one READ.
+requests() {
+    dd if="$MNT/metrics" bs=1M count=1 status=none | sed -n 's/^mobula_fuse_requests_total{opcode="'"$1"'"} //p'
+}
+
 object_count() { node objects ready; }
 
 # --- jobs ---
@@ -289,7 +295,7 @@ start_mount() {
     touch "$ROOM/alive"
     watch_over_room </dev/null >/dev/null 2>&1 3>&- 4>&- &
     local program
-    for program in attempt writespec mapwriter mapreader pollmany openmany readways scatter; do
+    for program in attempt writespec mapwriter mapreader pollmany openmany readrace readways scatter; do
         if [[ ! -x $MOBULA_TEST_HELPERS/$program ]]; then
             echo "$MOBULA_TEST_HELPERS/$program is missing: build the helpers first (make check)"
             return 1
