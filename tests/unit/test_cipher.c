@@ -238,9 +238,8 @@ static void a_head_of_zeros_is_refused(void **state)
     cleanup_fd int fd = open("/tmp", O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
     assert_true(fd >= 0);
     assert_int_equal(ftruncate(fd, CIPHER_STRIDE_BYTES), 0);
-    assert_int_equal(
-        cipher_pread(keys->key, fd, 0, CIPHER_BLOCK_BYTES, block, CIPHER_BLOCK_BYTES, 0, NULL),
-        -EBADMSG);
+    const struct cipher_file file = {.fd = fd, .size = CIPHER_BLOCK_BYTES};
+    assert_int_equal(cipher_pread(keys->key, &file, block, CIPHER_BLOCK_BYTES, 0, NULL), -EBADMSG);
 }
 
 static void values_come_back(void **state)

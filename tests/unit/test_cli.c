@@ -26,7 +26,7 @@ static void lines_arrive_in_pieces(void **state)
     int ends[2];
     const char *line;
     assert_int_equal(pipe(ends), 0);
-    struct cli_lines lines = {.fd = ends[0]};
+    struct cli_lines lines = {.fd = ends[0], .end = '\n'};
     assert_int_equal(cli_lines_next(&lines, &line), -EAGAIN);
     assert_int_equal(write(ends[1], "fir", 3), 3);
     assert_int_equal(cli_lines_next(&lines, &line), -EAGAIN);
@@ -47,6 +47,25 @@ static void lines_arrive_in_pieces(void **state)
     close(ends[0]);
 }
 
+static void a_zero_ends_a_line_or_has_no_place_in_it(void **state)
+{
+    (void)state;
+    int ends[2];
+    const char *line;
+    assert_int_equal(pipe(ends), 0);
+    assert_int_equal(write(ends[1], "a\nb\0c\0d\0e\n", 10), 10);
+    close(ends[1]);
+    struct cli_lines lines = {.fd = ends[0], .end = '\0'};
+    assert_int_equal(cli_lines_next(&lines, &line), 1);
+    assert_string_equal(line, "a\nb");
+    assert_int_equal(cli_lines_next(&lines, &line), 1);
+    assert_string_equal(line, "c");
+    lines.end = '\n';
+    assert_int_equal(cli_lines_next(&lines, &line), -EILSEQ);
+    cli_lines_free(&lines);
+    close(ends[0]);
+}
+
 static void a_line_without_an_end_is_refused(void **state)
 {
     (void)state;
@@ -56,7 +75,7 @@ static void a_line_without_an_end_is_refused(void **state)
     assert_true(fd >= 0);
     unlink(path);
     assert_int_equal(ftruncate(fd, (off_t)(3 * CLI_LINES_LIMIT_BYTES)), 0);
-    struct cli_lines lines = {.fd = fd};
+    struct cli_lines lines = {.fd = fd, .end = '\n'};
     assert_int_equal(cli_lines_next(&lines, &line), -EFBIG);
     cli_lines_free(&lines);
     close(fd);
@@ -74,7 +93,7 @@ static void many_lines_come_whole(void **state)
     for (int i = 0; i < 20000; i++)
         dprintf(fd, "line %d\n", i);
     lseek(fd, 0, SEEK_SET);
-    struct cli_lines lines = {.fd = fd};
+    struct cli_lines lines = {.fd = fd, .end = '\n'};
     for (int i = 0; i < 20000; i++) {
         assert_int_equal(cli_lines_next(&lines, &line), 1);
         snprintf(expected, sizeof expected, "line %d", i);
@@ -563,6 +582,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lines_arrive_in_pieces),
+        cmocka_unit_test(a_zero_ends_a_line_or_has_no_place_in_it),
         cmocka_unit_test(a_line_without_an_end_is_refused),
         cmocka_unit_test(many_lines_come_whole),
         cmocka_unit_test(key_values_get_types),
