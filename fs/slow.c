@@ -30,10 +30,9 @@ struct slow {
 static void *slow_main(void *argument)
 {
     struct slow *slow = argument;
-    if (!slow->urgent) {
+    (void)sched_setaffinity(0, sizeof slow->cores, &slow->cores);
+    if (!slow->urgent)
         mob_no_hurry();
-        (void)sched_setaffinity(0, sizeof slow->cores, &slow->cores);
-    }
     pthread_mutex_lock(&slow->mutex);
     for (;;) {
         slow->idle++;
