@@ -30,8 +30,9 @@ is_json() { jq -e . >/dev/null <<<"$1" || {
 }
 
 @test "the shell completes each option that a command's help has" {
-    # shellcheck disable=SC1091,SC2034 # what bash gives a completion
+    # shellcheck disable=SC2034 # what bash gives a completion
     local command COMP_WORDS COMP_CWORD=2 COMPREPLY
+    # shellcheck source=/dev/null
     source "$BATS_TEST_DIRNAME/../../tools/mobula.bash-completion"
     for command in $(mobula --help | sed -n -E '/^Example/q; s/^  ([a-z]+) .*/\1/p'); do
         COMP_WORDS=(mobula "$command" --)
