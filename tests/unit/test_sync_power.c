@@ -11,14 +11,30 @@ int __real_fsync(int fd);
 int __wrap_fsync(int fd);
 
 static char journal_dir[160], durable_dir[160]; /* "": nothing is noted yet */
-static atomic_bool journal_fails;
 static pthread_mutex_t copying = PTHREAD_MUTEX_INITIALIZER;
+static bool journal_fails; /* under `copying` */
 
-static void run(const char *format, const char *a, const char *b, const char *c)
+static bool run(const char *format, const char *a, const char *b, const char *c)
 {
     char command[600];
     snprintf(command, sizeof command, format, a, b, c);
-    assert_int_equal(system(command), 0);
+    return system(command) == 0;
+}
+
+/* Again, if a file has been renamed meanwhile. */
+static bool copy(const char *from, const char *to)
+{
+    for (int tries = 0; tries < 20; tries++)
+        if (run("rm -rf '%s' && cp -a --sparse=always '%s' '%s' 2>/dev/null", to, from, to))
+            return true;
+    return false;
+}
+
+/* A copy that was under way has been made. */
+static void let_journal_fail(bool fails)
+{
+    cleanup_lock pthread_mutex_t *lock = mob_lock(&copying);
+    journal_fails = fails;
 }
 
 static bool is_in_journal(int fd)
@@ -33,13 +49,11 @@ static int sync_one(int fd, int (*real)(int fd))
 {
     if (!is_in_journal(fd))
         return real(fd);
-    if (atomic_load(&journal_fails)) {
-        errno = EIO;
-        return -1;
-    }
     cleanup_lock pthread_mutex_t *lock = mob_lock(&copying);
-    run("rm -rf '%s' && cp -a --sparse=always '%s' '%s'", durable_dir, journal_dir, durable_dir);
-    return 0;
+    if (!journal_fails && copy(journal_dir, durable_dir))
+        return 0;
+    errno = EIO;
+    return -1;
 }
 
 int __wrap_fdatasync(int fd)
@@ -57,7 +71,7 @@ enum { LARGE = 300000 };
 static int setup(void **state)
 {
     struct spilling *spilling = spilling_new();
-    atomic_store(&journal_fails, false);
+    let_journal_fail(false);
     snprintf(journal_dir, sizeof journal_dir, "%s/journal", spilling->fixture.state_dir);
     snprintf(durable_dir, sizeof durable_dir, "%s/durable", spilling->fixture.memory_dir);
     spilling_open(spilling);
@@ -120,10 +134,13 @@ static void assert_survives(struct spilling *spilling, const char *name, uint64_
     struct spilling *after = spilling_new();
     struct name_info info;
     let_disk_settle(store_of(spilling));
-    run("rm -rf '%s' && cp -a --sparse=always '%s' '%s'", after->fixture.state_dir,
-        spilling->fixture.state_dir, after->fixture.state_dir);
-    run("rm -rf '%s/journal' && cp -a '%s' '%s/journal'", after->fixture.state_dir, durable_dir,
-        after->fixture.state_dir);
+    char journal[160];
+    snprintf(journal, sizeof journal, "%s/journal", after->fixture.state_dir);
+    pthread_mutex_lock(&copying); /* a snapshot may just be under way */
+    bool copied =
+        copy(spilling->fixture.state_dir, after->fixture.state_dir) && copy(durable_dir, journal);
+    pthread_mutex_unlock(&copying);
+    assert_true(copied);
     spilling_open(after);
     staged_each(store_of(after), commit_recovered, store_of(after));
     assert_int_equal(names_find(store_of(after), NAMES_STAGING, name, &info), 0);
@@ -139,10 +156,10 @@ static void the_first_copy_of_a_file_stays_until_the_second_is_durable(void **st
     uint64_t number = make(store, "file", 1);
     assert_int_equal(staged_sync(store, number, NULL), 0);
     fill(store, number, 2);
-    atomic_store(&journal_fails, true);
+    let_journal_fail(true);
     assert_int_equal(staged_sync(store, number, NULL), -EIO);
     assert_survives(spilling, "file", 1);
-    atomic_store(&journal_fails, false);
+    let_journal_fail(false);
     assert_int_equal(staged_sync(store, number, NULL), 0);
     assert_survives(spilling, "file", 2);
     WAIT_UNTIL(files_in(spilling->disk_dirs[0]) == 1);
@@ -154,12 +171,12 @@ static void a_copy_stays_until_its_object_is_durable(void **state)
     struct store *store = store_of(spilling);
     uint64_t number = make(store, "file", 1);
     assert_int_equal(staged_sync(store, number, NULL), 0);
-    atomic_store(&journal_fails, true);
+    let_journal_fail(true);
     uint64_t object = commit(store, number);
     struct object_info info;
     WAIT_UNTIL(store_info(store, object, &info) == 0 && files_in(spilling->disk_dirs[0]) == 2);
     assert_survives(spilling, "file", 1);
-    atomic_store(&journal_fails, false);
+    let_journal_fail(false);
     assert_int_equal(store_sync_names(store), 0);
     WAIT_UNTIL(files_in(spilling->disk_dirs[0]) == 1);
     assert_survives(spilling, "file", 1);
@@ -170,12 +187,12 @@ static void an_object_stays_until_what_takes_its_name_is_durable(void **state)
     struct spilling *spilling = *state;
     struct store *store = store_of(spilling);
     assert_int_equal(store_sync_object(store, commit(store, make(store, "file", 1))), 0);
-    atomic_store(&journal_fails, true);
+    let_journal_fail(true);
     commit(store, make(store, "new", 2));
     assert_int_equal(
         names_rename(store, NAMES_STAGING, "new", NAMES_STAGING, "file", 0, NULL, NULL), 0);
     assert_survives(spilling, "file", 1);
-    atomic_store(&journal_fails, false);
+    let_journal_fail(false);
     assert_int_equal(store_sync_names(store), 0);
     WAIT_UNTIL(files_in(spilling->disk_dirs[0]) == 0);
 }
@@ -187,11 +204,11 @@ static void a_restart_removes_nothing_that_is_durable(void **state)
     uint64_t number = make(store_of(spilling), "file", 1);
     assert_int_equal(staged_sync(store_of(spilling), number, NULL), 0);
     fill(store_of(spilling), number, 2);
-    atomic_store(&journal_fails, true);
+    let_journal_fail(true);
     assert_int_equal(staged_sync(store_of(spilling), number, NULL), -EIO);
     spilling_reopen(spilling);
     assert_survives(spilling, "file", 1);
-    atomic_store(&journal_fails, false);
+    let_journal_fail(false);
     assert_int_equal(store_sync_names(store_of(spilling)), 0);
     assert_survives(spilling, "file", 2);
     spilling_reopen(spilling);
