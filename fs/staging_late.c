@@ -9,6 +9,16 @@
  * serves it. */
 #define LATE_WRITES_BYTES (UINT64_C(256) << 20)
 
+/* Calls function() with a copy of what it is given, which it frees. False: out of memory. */
+static bool put_off(struct fs *fs, void (*function)(void *argument), const void *call, size_t bytes)
+{
+    void *copy = malloc(bytes);
+    if (copy && slow_run(fs->writes, function, memcpy(copy, call, bytes)))
+        return true;
+    free(copy);
+    return false;
+}
+
 /* --- writes --- */
 
 struct late_write {
@@ -121,14 +131,8 @@ bool staging_put_off_attributes(fuse_req_t request, uint64_t node, const struct 
     struct staged_info info;
     if (staged_peek(fs->store, node_number(node), &info) || !(info.split || info.on_disk))
         return false;
-    struct late_attributes *late = malloc(sizeof *late);
-    if (!late)
-        return false;
-    *late = (struct late_attributes){request, node, *wanted, valid};
-    if (slow_run(fs->writes, set_attributes_late, late))
-        return true;
-    free(late);
-    return false;
+    const struct late_attributes late = {request, node, *wanted, valid};
+    return put_off(fs, set_attributes_late, &late, sizeof late);
 }
 
 /* --- the close of what has outgrown memory --- */
@@ -164,16 +168,8 @@ static void close_late(void *argument)
 bool staging_put_off_close(fuse_req_t request, uint64_t number)
 {
     struct fs *fs = fs_of(request);
-    if (!is_split(fs, number))
-        return false;
-    struct late_close *close = malloc(sizeof *close);
-    if (!close)
-        return false;
-    *close = (struct late_close){request, number};
-    if (slow_run(fs->writes, close_late, close))
-        return true;
-    free(close);
-    return false;
+    const struct late_close close = {request, number};
+    return is_split(fs, number) && put_off(fs, close_late, &close, sizeof close);
 }
 
 /* --- its commit --- */
@@ -203,24 +199,18 @@ static void finish_late(void *argument)
 
 bool staging_put_off_finish(struct fs *fs, uint64_t number)
 {
+    const struct late_finish late = {fs, number};
     if (!is_split(fs, number))
         return false;
-    struct late_finish *late = malloc(sizeof *late);
-    if (!late)
-        return false;
-    *late = (struct late_finish){fs, number};
     {
         cleanup_lock pthread_mutex_t *held = mob_lock(&fs->staging->mutex);
         struct state *state = state_get(fs->staging, number, false);
-        if (!state || state->put_off || state->finishing) {
-            free(late);
+        if (!state || state->put_off || state->finishing)
             return state != NULL;
-        }
         state->put_off = true;
     }
-    if (slow_run(fs->writes, finish_late, late))
+    if (put_off(fs, finish_late, &late, sizeof late))
         return true;
-    free(late);
     not_put_off(fs->staging, number);
     return false;
 }

@@ -222,18 +222,26 @@ static errint_t opened(const struct content *content, int fd, bool on_disk, stru
     return 0;
 }
 
-errint_t store_open_file(struct store *store, uint64_t number, struct store_file *out)
+/* 1: it is not in memory. */
+static errint_t open_in_memory(struct store *store, uint64_t number, struct content *content,
+                               struct store_file *out)
 {
-    struct content content;
-    errint_t error = content_of(store, number, &content);
-    if (!error && !content.file)
+    errint_t error = content_of(store, number, content);
+    if (!error && !content->file)
         error = -EINVAL;
     if (error)
         return error;
-    int fd = data_open(store, content.file, O_RDONLY);
-    if (fd != -ENOENT)
-        return opened(&content, fd, false, out);
-    fd = disk_find_file(&store->disk, content.file, O_RDONLY, NULL);
+    int fd = data_open(store, content->file, O_RDONLY);
+    return fd == -ENOENT ? 1 : opened(content, fd, false, out);
+}
+
+errint_t store_open_file(struct store *store, uint64_t number, struct store_file *out)
+{
+    struct content content;
+    errint_t error = open_in_memory(store, number, &content, out);
+    if (error != 1)
+        return error;
+    int fd = disk_find_file(&store->disk, content.file, O_RDONLY, NULL);
     if (fd >= 0 || !content.encrypted)
         return opened(&content, fd, true, out);
     fetch_note_damage(store, number, fd, 0); /* nobody has looked at it before */
@@ -243,15 +251,10 @@ errint_t store_open_file(struct store *store, uint64_t number, struct store_file
 errint_t store_open_file_now(struct store *store, uint64_t number, struct store_file *out)
 {
     struct content content;
-    errint_t error = content_of(store, number, &content);
-    if (!error && !content.file)
-        error = -EINVAL;
-    if (error)
+    errint_t error = open_in_memory(store, number, &content, out);
+    if (error != 1)
         return error;
-    int fd = data_open(store, content.file, O_RDONLY);
-    if (fd != -ENOENT)
-        return opened(&content, fd, false, out);
-    fd = disk_open_file_now(&store->disk, content.dir, content.file, O_RDONLY);
+    int fd = disk_open_file_now(&store->disk, content.dir, content.file, O_RDONLY);
     /* What isn't there, who may wait looks for elsewhere, and says what is wrong. */
     return opened(&content, fd == -ENOENT ? -EAGAIN : fd, true, out);
 }
